@@ -1,0 +1,324 @@
+"""Configuration: TOML files to frozen models, read once.
+
+A cluster says which machines, a stack which wheels, a profile which model and how it is served. Every mistake is
+refused with the file, the key, what was expected and the nearest spelling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "config"
+WORK = ROOT / ".work"
+DIST = ROOT / "dist"
+
+M = TypeVar("M", bound="Model")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)")
+_UNITS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+
+
+def parse_size(value: object) -> object:
+    """Turn "12 GiB" into bytes; leave whole numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError('expected a size like "12 GiB"')
+    return int(float(match[1]) * 1024 ** _UNITS[match[2]])
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+"""Bytes; in TOML a text like "12 GiB" or a whole number."""
+
+Address = ipaddress.IPv4Address
+Subnet = ipaddress.IPv4Network
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=63)]
+Environment = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
+
+
+class Model(BaseModel):
+    """Frozen, and refuses keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Network(Model):
+    """A named network of the cluster."""
+
+    subnet: Subnet
+    interface: str | None = None
+    """Only where facts cannot find it by address."""
+
+
+class Node(Model):
+    """One machine of the cluster; the first one is the head."""
+
+    name: Name
+    management: Address
+    fabric: Address
+    ssh_port: Annotated[int, Field(ge=1, le=65535)] = 22
+    local: bool = False
+    """The node is the host that runs this suite: no SSH."""
+
+
+class Api(Model):
+    """Where the head answers OpenAI requests."""
+
+    listen: Literal["management", "loopback"] = "management"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+
+
+class Lab(Model):
+    """How the local machines of a cluster are made (`invoke lab.up`); absent for clusters of real machines."""
+
+    disk: Size = 12 * 1024**3
+    memory: Size = 5 * 1024**3
+    password_sudo: tuple[Name, ...] = ()
+    """Names of machines where sudo asks for a password, as it does on a Spark."""
+
+
+class Cluster(Model):
+    """One to N nodes with a management network and a fabric between them."""
+
+    name: Name
+    stack: Name
+    user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
+    root: Annotated[Path, Field(description="absolute folder on every node")] = Path("/opt/sparkstack")
+    """Where releases, wheels and models live on every node."""
+    management: Network
+    fabric: Network
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
+    api: Api = Api()
+    ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    identity: Path | None = None
+    """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
+    askpass: Path | None = None
+    """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
+    lab: Lab | None = None
+
+    @property
+    def head(self) -> Node:
+        """The node that runs the Ray head and the API."""
+        return self.nodes[0]
+
+    @property
+    def workers(self) -> tuple[Node, ...]:
+        """Every node but the head."""
+        return self.nodes[1:]
+
+    @property
+    def state(self) -> Path:
+        """Folder on this host for what belongs to this cluster: known hosts, lock, lab disks."""
+        return WORK / "clusters" / self.name
+
+    @property
+    def known_hosts(self) -> Path:
+        """Our own known_hosts file for this cluster."""
+        return self.state / "known_hosts"
+
+    @property
+    def api_host(self) -> Address:
+        """Address that the API listens on."""
+        return self.head.management if self.api.listen == "management" else Address("127.0.0.1")
+
+    @property
+    def api_url(self) -> str:
+        """Base URL of the OpenAI API."""
+        return f"http://{self.api_host}:{self.api.port}/v1"
+
+    def node(self, name: str) -> Node:
+        """Return the node called ``name``; raise ConfigError with the nearest spelling."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        names = [node.name for node in self.nodes]
+        raise ConfigError(
+            f"cluster {self.name} has no node {name!r}", next_move=f"use one of {', '.join(names)}{nearest(name, names)}"
+        )
+
+    @model_validator(mode="after")
+    def _networks_make_sense(self) -> Self:
+        if self.management.subnet.overlaps(self.fabric.subnet) and len(self.nodes) > 1:
+            raise ValueError("fabric.subnet and management.subnet are the same network; the fabric needs its own")
+        for node in self.nodes:
+            for kind in ("management", "fabric"):
+                subnet: Subnet = getattr(self, kind).subnet
+                if getattr(node, kind) not in subnet:
+                    raise ValueError(f"nodes.{node.name}.{kind} {getattr(node, kind)} is not in {kind}.subnet {subnet}")
+        for kind in ("name", "management", "fabric"):
+            values = [getattr(node, kind) for node in self.nodes]
+            if len(set(values)) < len(values):
+                raise ValueError(f"two nodes have the same {kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _lab_names_are_nodes(self) -> Self:
+        unknown = set(self.lab.password_sudo) - {node.name for node in self.nodes} if self.lab else set()
+        if unknown:
+            raise ValueError(f"lab.password_sudo names no node: {', '.join(sorted(unknown))}")
+        return self
+
+
+class Component(Model):
+    """One distribution of a stack and where it comes from."""
+
+    origin: Literal["source", "image", "index"]
+    version: str
+    recipe: str | None = None
+    """With origin "source": the file in build/recipes, without .toml."""
+    image: str | None = None
+    """With origin "image": registry/repository@sha256:digest."""
+    redistributable: bool = True
+
+    @model_validator(mode="after")
+    def _origin_has_its_key(self) -> Self:
+        wanted = {"source": "recipe", "image": "image"}.get(self.origin)
+        if wanted and getattr(self, wanted) is None:
+            raise ValueError(f'origin "{self.origin}" needs the key "{wanted}"')
+        return self
+
+
+class Index(Model):
+    """A package index besides the default one, for named distributions only."""
+
+    url: str
+    distributions: tuple[str, ...]
+    fallback_note: str = ""
+    """What a user should know when the distribution can be had only from the default index (size, kind)."""
+
+
+class Stack(Model):
+    """A set of components that fit each other, and the lock that holds the index part by hash."""
+
+    name: Name
+    description: str
+    lock: Path
+    """Hashed requirements of the index part, relative to the project."""
+    platforms: tuple[str, ...]
+    """Architectures as `uname -m` says them."""
+    python: tuple[str, ...]
+    """Python minor versions of the nodes that the lock holds wheels for."""
+    cuda: str | None = None
+    architectures: tuple[str, ...] = ()
+    """GPU architectures that device code is built for, as nvcc names them (`121`)."""
+    components: dict[str, Component]
+    indexes: tuple[Index, ...] = ()
+    without: dict[str, str] = {}
+    """Required distributions left out on purpose, each with its reason."""
+    imports: tuple[str, ...] = ()
+    """Modules that must import on every node before a release is taken into use."""
+    packages: tuple[str, ...] = ()
+    """Debian packages that every node needs."""
+    environment: Environment = {}
+    """Environment of every process of the stack."""
+
+
+class Profile(Model):
+    """One model, and how it is served."""
+
+    name: Name
+    model: str
+    """Folder on every node; relative paths are below the cluster root's models/."""
+    served_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    pipeline_parallel: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    executor: Literal["ray", "mp"] = "ray"
+    flags: tuple[str, ...] = ()
+    """Further `vllm serve` arguments, one word each."""
+    environment: Environment = {}
+    ready_timeout: Annotated[int, Field(gt=0)] = 300
+    """Seconds until the first token must have come."""
+
+
+def load_cluster(name: str) -> Cluster:
+    """Read `config/clusters/NAME.toml`, or the file that a path names."""
+    return _load(Cluster, _file("clusters", name))
+
+
+def load_stack(name: str) -> Stack:
+    """Read `config/stacks/NAME.toml`, or the file that a path names."""
+    return _load(Stack, _file("stacks", name))
+
+
+def load_profile(name: str) -> Profile:
+    """Read `config/profiles/NAME.toml`, or the file that a path names."""
+    return _load(Profile, _file("profiles", name))
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """Return " (did you mean X?)" when one of ``words`` is near, else nothing."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _file(kind: str, name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    path = CONFIG / kind / f"{name}.toml"
+    if not path.is_file():
+        names = sorted(found.stem for found in (CONFIG / kind).glob("*.toml"))
+        raise ConfigError(
+            f"{path.relative_to(ROOT)} does not exist{nearest(name, names)}",
+            next_move=f"use one of: {', '.join(names)}; or give a path that ends in .toml",
+        )
+    return path
+
+
+def _load(model: type[M], path: Path) -> M:
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+        return model.model_validate({"name": path.stem, **data})
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", next_move="check the path") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", next_move="correct that line") from error
+    except ValidationError as error:
+        raise _explain(path, model, error) from error
+
+
+def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
+    lines = []
+    for detail in error.errors(include_url=False):
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            hint = nearest(str(detail["loc"][-1]), _keys(model, detail["loc"][:-1]))
+            lines.append(f"{key or 'file'}: unknown key{hint}")
+        elif detail["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            given = "" if detail["type"] == "value_error" else f", not {detail['input']!r}"
+            lines.append(f"{key + ': ' if key else ''}{detail['msg'].removeprefix('Value error, ')}{given}")
+    return ConfigError(f"{path} is not a {model.__name__.lower()}", next_move="correct the file", evidence="\n".join(lines))
+
+
+def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that the model at ``location`` knows; follows nested models through tuples, dicts and unions."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        found = _inner_model(model.model_fields[part].annotation)
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _inner_model(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _inner_model(argument)
+        if found is not None:
+            return found
+    return None

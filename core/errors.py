@@ -1,0 +1,127 @@
+"""One family of errors: what happened, on which node, and the next move.
+
+Each class has an exit code of its own, so that a script can tell a refused host key from a full disk. The codes are
+part of the interface and are listed in the README; a new class takes a new code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SparkstackError(Exception):
+    """Something the user can act on.
+
+    ``cause`` says what happened, ``next_move`` what to do about it (a command where there is one), ``node`` where.
+    ``evidence`` is raw output or a path that supports the cause; it is shown below it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, cause: str, *, next_move: str, node: str | None = None, evidence: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.next_move = next_move
+        self.node = node
+        self.evidence = evidence.strip()
+
+    def __str__(self) -> str:
+        where = f"{self.node}: " if self.node else ""
+        evidence = "".join(f"\n    {line}" for line in self.evidence.splitlines())
+        return f"{where}{self.cause}{evidence}\n  next: {self.next_move}"
+
+
+class ConfigError(SparkstackError):
+    """A configuration file has an unknown key, a wrong type or is missing."""
+
+    exit_code = 10
+
+
+class UsageError(SparkstackError):
+    """Flags that do not go together, or name something that does not exist."""
+
+    exit_code = 11
+
+
+class NodeUnreachable(SparkstackError):
+    """No TCP connection to the node's SSH port, or it broke."""
+
+    exit_code = 20
+
+
+class HostKeyRefused(SparkstackError):
+    """The node's host key is unknown, or not the one that was enrolled."""
+
+    exit_code = 21
+
+
+class AuthenticationRefused(SparkstackError):
+    """The node is there and does not accept our key, or sudo not our password."""
+
+    exit_code = 22
+
+
+class CommandFailed(SparkstackError):
+    """A command ended with a code other than 0."""
+
+    exit_code = 23
+
+
+class FactsError(SparkstackError):
+    """A probe answered something that cannot be read."""
+
+    exit_code = 24
+
+
+class UnfitNode(SparkstackError):
+    """Facts say that a node cannot do what the plan needs (disk, address, package, architecture)."""
+
+    exit_code = 25
+
+
+class LockHeld(SparkstackError):
+    """Another command works on the same cluster."""
+
+    exit_code = 26
+
+
+class NotConverged(SparkstackError):
+    """Everything ran, and looking again still finds something to do."""
+
+    exit_code = 27
+
+
+class NotBuiltYet(SparkstackError):
+    """A step of a plan that this version of the suite can show but not run."""
+
+    exit_code = 28
+
+
+class BuildFailed(SparkstackError):
+    """A wheel could not be built, fetched or verified."""
+
+    exit_code = 30
+
+
+class NotServing(SparkstackError):
+    """The service did not come up, or gave no token."""
+
+    exit_code = 40
+
+
+class WrongAnswer(SparkstackError):
+    """The model answered something other than what was expected."""
+
+    exit_code = 41
+
+
+class LabError(SparkstackError):
+    """The local machines cannot be made or changed."""
+
+    exit_code = 50
+
+
+class Interrupted(SparkstackError):
+    """Ctrl-C: what was done is kept, the same command goes on."""
+
+    exit_code = 130
