@@ -1,0 +1,1 @@
+"""Source to wheel: recipes, source trees, builders."""

@@ -1,0 +1,1 @@
+"""What every room stands on: configuration, errors, plan and apply, the doors to processes and nodes."""

@@ -1,0 +1,1 @@
+"""Wheelhouse to the same release on every node."""

@@ -1,0 +1,1 @@
+"""Two real local machines, for the demo and the tests."""

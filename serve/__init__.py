@@ -1,0 +1,1 @@
+"""Release and profile to a running service."""
