@@ -143,7 +143,8 @@ class Cluster(Model):
                 return node
         names = [node.name for node in self.nodes]
         raise ConfigError(
-            f"cluster {self.name} has no node {name!r}", next_move=f"use one of {', '.join(names)}{nearest(name, names)}"
+            f"cluster {self.name} has no node {name!r}",
+            next_move=f"use one of {', '.join(names)}{nearest(name, names)}",
         )
 
     @model_validator(mode="after")
@@ -299,7 +300,9 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> Conf
         else:
             given = "" if detail["type"] == "value_error" else f", not {detail['input']!r}"
             lines.append(f"{key + ': ' if key else ''}{detail['msg'].removeprefix('Value error, ')}{given}")
-    return ConfigError(f"{path} is not a {model.__name__.lower()}", next_move="correct the file", evidence="\n".join(lines))
+    return ConfigError(
+        f"{path} is not a {model.__name__.lower()}", next_move="correct the file", evidence="\n".join(lines)
+    )
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

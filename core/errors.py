@@ -121,6 +121,12 @@ class LabError(SparkstackError):
     exit_code = 50
 
 
+class HostNotReady(SparkstackError):
+    """This host lacks a Debian package, or a Python, that the suite itself needs."""
+
+    exit_code = 60
+
+
 class Interrupted(SparkstackError):
     """Ctrl-C: what was done is kept, the same command goes on."""
 

@@ -6,17 +6,21 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 
 from core.errors import CommandFailed
+
+GRACE = 10
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Completed:
-    """A finished command: its argv, exit code, and what it printed (text, undecodable bytes replaced)."""
+    """A finished command: its argv, exit code, and what it printed (UTF-8, undecodable bytes replaced)."""
 
     argv: tuple[str, ...]
     code: int
@@ -39,7 +43,7 @@ def run(
 ) -> Completed:
     """Run ``argv`` and return it finished; ``env`` is added to our own environment, ``timeout`` is in seconds.
 
-    Raises CommandFailed when the code is not 0 (unless ``check`` is off), the program is missing or time runs out.
+    Raises CommandFailed when the code is not 0 (unless ``check`` is off), it cannot be started or time runs out.
     """
     try:
         done = subprocess.run(
@@ -49,17 +53,15 @@ def run(
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout,
             check=False,
         )
-    except FileNotFoundError as error:
-        raise _missing(argv, error) from error
+    except OSError as error:
+        raise _not_started(argv, error) from error
     except subprocess.TimeoutExpired as error:
-        raise CommandFailed(
-            f"{shlex.join(argv)} did not end within {timeout:.0f} s", next_move="look at the machine's load, run it again"
-        ) from error
+        raise _late(argv, timeout) from error
     completed = Completed(tuple(argv), done.returncode, done.stdout, done.stderr)
     return _checked(completed) if check else completed
 
@@ -73,12 +75,14 @@ def follow(
     cwd: Path | None = None,
     log: Path | None = None,
     timeout: float | None = None,
+    own_session: bool = True,
 ) -> Completed:
     """Run ``argv`` and hand each line of its output (stderr merged) to ``on_line`` as it comes and to ``log``.
 
-    The process has a group of its own, which ends with us: Ctrl-C here leaves no orphan.
+    The process has a group of its own, which ends with us: Ctrl-C here leaves no orphan. Without ``own_session`` it
+    stays on our terminal, so that sudo can ask for a password there; Ctrl-C reaches it, and we wait for its end.
+    Raises CommandFailed as run() does.
     """
-    lines: list[str] = []
     try:
         process = subprocess.Popen(
             list(argv),
@@ -87,56 +91,128 @@ def follow(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            start_new_session=True,
+            start_new_session=own_session,
         )
-    except FileNotFoundError as error:
-        raise _missing(argv, error) from error
-    timer = Timer(timeout, _end_group, [process]) if timeout else None
+    except OSError as error:
+        raise _not_started(argv, error) from error
+    _running.add(process)
+    try:
+        with _ended_with_us(process, timeout, own_session) as expired:
+            out = _read(process, on_line, log)
+            code = process.wait()
+    finally:
+        _running.discard(process)
+    completed = Completed(tuple(argv), code, out)
+    if expired.is_set():
+        raise _late(argv, timeout, completed)
+    return _checked(completed, log) if check else completed
+
+
+def end_all() -> None:
+    """End every process that follow() is following in other threads: they cannot see Ctrl-C themselves."""
+    for process in tuple(_running):
+        _end_group(process)
+
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def _read(process: subprocess.Popen[str], on_line: Callable[[str], None], log: Path | None) -> str:
+    lines: list[str] = []
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    assert process.stdout is not None
+    with process.stdout as output, (log or Path(os.devnull)).open("a", buffering=1, encoding="utf-8") as record:
+        assert isinstance(process.args, list)
+        record.write(f"$ {shlex.join(process.args)}\n")
+        for line in output:
+            lines.append(line)
+            record.write(line)
+            on_line(line.rstrip("\n"))
+    return "".join(lines)
+
+
+@contextmanager
+def _ended_with_us(process: subprocess.Popen[str], timeout: float | None, own_session: bool) -> Iterator[Event]:  # noqa: FBT001
+    """End the process when the block fails or time runs out; the event tells the latter."""
+    expired = Event()
+
+    def end() -> None:
+        _end_group(process) if own_session else process.wait()
+
+    def expire() -> None:
+        expired.set()
+        _end_group(process)
+
+    timer = Timer(timeout, expire) if timeout and own_session else None
     if timer:
         timer.start()
+    finished = False
     try:
-        assert process.stdout is not None
-        with (log or Path(os.devnull)).open("a", encoding="utf-8") as record:
-            record.write(f"$ {shlex.join(argv)}\n")
-            for line in process.stdout:
-                lines.append(line)
-                record.write(line)
-                on_line(line.rstrip("\n"))
-        code = process.wait()
+        yield expired
+        finished = True
     finally:
         if timer:
             timer.cancel()
-        _end_group(process)
-    completed = Completed(tuple(argv), code, "".join(lines))
-    return _checked(completed, log) if check else completed
+        if not finished:
+            end()
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End the process and all that it started, those too that outlived it."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # nobody is left in it
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str] | None:
     return {**os.environ, **extra} if extra is not None else None
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _not_started(argv: Sequence[str], error: OSError) -> CommandFailed:
+    what = error.filename or argv[0]  # the program, or the folder it should have started in
+    return CommandFailed(
+        f"{argv[0]} cannot be run: {what}: {error.strerror}", next_move=f"install {what}, or check its path"
+    )
 
 
-def _missing(argv: Sequence[str], error: FileNotFoundError) -> CommandFailed:
-    return CommandFailed(f"{argv[0]} cannot be run: {error.strerror}", next_move=f"install {argv[0]}, or check its path")
+def _late(argv: Sequence[str], timeout: float | None, completed: Completed | None = None) -> CommandFailed:
+    return CommandFailed(
+        f"`{_short(argv)}` did not end within {timeout:g} s",
+        next_move="look at the machine's load, run it again",
+        evidence=completed.tail() if completed else "",
+    )
 
 
 def _checked(completed: Completed, log: Path | None = None) -> Completed:
     if completed.code == 0:
         return completed
+    ended = f"ended with {completed.code}" if completed.code > 0 else f"was ended by {_signal_name(-completed.code)}"
     raise CommandFailed(
-        f"`{shlex.join(completed.argv)[:300]}` ended with {completed.code}",
+        f"`{_short(completed.argv)}` {ended}",
         next_move=f"read {log}" if log else "run it by hand to see more",
         evidence=completed.tail(),
     )
+
+
+def _signal_name(number: int) -> str:
+    names = {member.value: member.name for member in signal.Signals}
+    return names.get(number, f"signal {number}")
+
+
+def _short(argv: Sequence[str]) -> str:
+    return shlex.join(argv)[:300]
