@@ -1,0 +1,166 @@
+"""Runs a plan: stage by stage, all nodes at once, with progress, a journal and one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Event, Lock
+from time import monotonic, sleep
+
+from core import process
+from core.config import WORK
+from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
+from core.plan import Call, Later, Plan, Poll, Push, Run, Stage, Step, Write, as_unit, command_of, shortened
+from core.process import Completed
+from core.remote import Host, Hosts
+from core.screen import Row, Screen
+
+
+class Journal:
+    """One JSON line a step in .work/journal/: when, where, what, how it ended, seconds."""
+
+    def __init__(self, command: str, folder: Path = WORK / "journal") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self.path = folder / f"{stamp}-{command}-{os.getpid()}.jsonl"
+        self._lock = Lock()
+
+    def write(self, stage: str, step: Step, seconds: float, outcome: str) -> None:
+        """Add a line."""
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "stage": stage,
+            "node": step.node,
+            "title": step.title,
+            "command": shortened(command_of(step), 500),
+            "seconds": round(seconds, 3),
+            "outcome": outcome,
+        }
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every step needs besides itself."""
+
+    hosts: Hosts
+    screen: Screen
+    journal: Journal
+
+
+def apply(plan: Plan, context: Context) -> None:
+    """Run the plan. Raises the first error of a stage after the nodes at work have ended theirs, and Interrupted.
+
+    A plan that holds a step which this version cannot run is refused before anything is done.
+    """
+    _refuse_later(plan)
+    for stage in plan.stages:
+        _run_stage(stage, context)
+
+
+def _refuse_later(plan: Plan) -> None:
+    later = [step for step in plan.steps if isinstance(step, Later)]
+    if later:
+        raise NotBuiltYet(
+            f"{len(later)} steps of this plan are not built yet, the first: {later[0].title} ({later[0].feature})",
+            node=later[0].node,
+            next_move="read the plan with --dry-run; nothing was changed",
+        )
+
+
+def _run_stage(stage: Stage, context: Context) -> None:
+    failed = Event()
+    by_node = stage.by_node
+    with context.screen.stage(stage.title, list(by_node)) as rows, ThreadPoolExecutor(len(by_node)) as pool:
+        futures = {
+            node: pool.submit(_run_node, stage.title, steps, rows[node], context, failed)
+            for node, steps in by_node.items()
+        }
+        _await(set(futures.values()), context, stage.title)
+    _raise_first(futures)
+
+
+def _await(pending: set[Future[None]], context: Context, title: str) -> None:
+    """Wait in short turns, so that Ctrl-C is seen; it ends connections and child processes."""
+    try:
+        while pending:
+            _, pending = wait(pending, timeout=0.2)
+    except KeyboardInterrupt:
+        context.hosts.close()
+        process.end_all()
+        wait(pending, timeout=30)
+        raise Interrupted(
+            f"interrupted during: {title}", next_move="the same command goes on from here; what ran before still runs"
+        ) from None
+
+
+def _raise_first(futures: Mapping[str, Future[None]]) -> None:
+    errors = [error for error in (future.exception() for future in futures.values()) if error is not None]
+    if not errors:
+        return
+    first, *others = errors
+    if isinstance(first, SparkstackError) and others:
+        first.evidence = "\n".join([first.evidence, "also:", *map(str, others)]).strip()
+    raise first
+
+
+def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, failed: Event) -> None:
+    for step in steps:
+        if failed.is_set():
+            return
+        row.begin(step.title)
+        began = monotonic()
+        try:
+            run_step(step, context.hosts[step.node], row.now)
+        except BaseException as error:
+            failed.set()
+            row.end(f" failed: {type(error).__name__}")
+            context.journal.write(stage, step, monotonic() - began, str(error))
+            raise
+        row.end()
+        context.journal.write(stage, step, monotonic() - began, "ok")
+
+
+def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:
+    """Do one step on its host."""
+    match step:
+        case Run():
+            _run(step, host, on_line)
+        case Write():
+            host.write(step.path, step.content, mode=step.mode, privileged=step.privileged)
+        case Push():
+            host.push(step.sources, step.destination, on_line)
+        case Poll():
+            _poll(step, host, on_line)
+        case Call():
+            step.action(on_line)
+        case Later():
+            raise NotBuiltYet(step.title, node=step.node, next_move=f"it comes with: {step.feature}")
+
+
+def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
+    argv = as_unit(step) if step.unit else step.argv
+    try:
+        host.run(argv, privileged=step.privileged, timeout=step.timeout, on_line=on_line)
+    except CommandFailed as error:
+        if step.hint:
+            error.next_move = step.hint
+        raise
+
+
+def _poll(step: Poll, host: Host, on_line: Callable[[str], None]) -> None:
+    deadline = monotonic() + step.timeout
+    while True:
+        done: Completed = host.run(step.argv, privileged=step.privileged, check=False, timeout=step.timeout)
+        if step.accept(done):
+            return
+        if monotonic() > deadline:
+            raise step.failure(done)
+        on_line(done.tail(1))
+        sleep(step.interval)

@@ -1,0 +1,129 @@
+"""How every command runs: facts, plan, apply, look again; and how its errors and answers reach the user."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from invoke.exceptions import Exit
+
+from core.apply import Context, Journal, apply
+from core.config import WORK, Cluster
+from core.errors import Interrupted, NotConverged, SparkstackError
+from core.facts import Facts, Question, gather, load_captures, require_nodes
+from core.lock import locked
+from core.plan import Plan, as_data, as_text
+from core.remote import Hosts
+from core.screen import Screen
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Planner = Callable[[Facts], Plan]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every planning command takes: show only, answer as JSON, plan from saved facts."""
+
+    dry_run: bool = False
+    as_json: bool = False
+    facts: Path | None = None
+
+    @property
+    def plan_only(self) -> bool:
+        """Whether nothing may be changed; saved facts imply it."""
+        return self.dry_run or self.facts is not None
+
+
+def command(body: Callable[P, T]) -> Callable[P, T]:
+    """Turn our errors into one message and an exit code; the traceback goes to .work/logs."""
+
+    @functools.wraps(body)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return body(*args, **kwargs)
+        except KeyboardInterrupt:
+            error: SparkstackError = Interrupted("interrupted", next_move="the same command goes on from here")
+            raise Exit(f"error: {error}", code=error.exit_code) from None
+        except SparkstackError as found:
+            log = _keep_traceback(body.__name__)
+            raise Exit(f"error: {found}\n  log: {log}", code=found.exit_code) from found
+
+    return wrapped
+
+
+def _keep_traceback(name: str) -> Path:
+    folder = WORK / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}.log"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
+
+
+def answer(text: str) -> None:
+    """Print what a command answers, to stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def answer_json(data: Any) -> None:
+    """Print an answer for programs."""
+    answer(json.dumps(data, indent=1, default=str))
+
+
+def show_plan(plan: Plan, options: Options) -> None:
+    """Print a plan in the form asked for."""
+    answer_json(as_data(plan)) if options.as_json else answer(as_text(plan))
+
+
+def look(cluster: Cluster, question: Question, options: Options, hosts: Hosts) -> Facts:
+    """Return the facts of all nodes: from the nodes, or from the saved file without touching one."""
+    captures = load_captures(options.facts) if options.facts else gather(hosts, cluster, question)
+    facts = captures.parsed()
+    require_nodes(facts, cluster.nodes)
+    return facts
+
+
+def converge(name: str, cluster: Cluster, question: Question, planner: Planner, options: Options) -> None:
+    """Run a command the whole way: look, plan, apply, look again.
+
+    ``planner`` is pure. Raises NotConverged when the second plan is not empty, LockHeld when another command runs.
+    """
+    if options.plan_only:
+        with Hosts(cluster) as hosts:
+            show_plan(planner(look(cluster, question, options, hosts)), options)
+        return
+    with locked(cluster, f"invoke {name}"), Hosts(cluster) as hosts:
+        plan = planner(look(cluster, question, options, hosts))
+        if not plan.empty:
+            apply_and_check(name, plan, lambda: planner(look(cluster, question, options, hosts)), hosts)
+    _answer_done(plan, options)
+
+
+def apply_and_check(name: str, plan: Plan, again: Callable[[], Plan], hosts: Hosts) -> None:
+    """Apply a plan, then plan once more: the new plan must be empty."""
+    screen = Screen()
+    screen.line(plan.title)
+    apply(plan, Context(hosts, screen, Journal(name)))
+    rest = again()
+    if not rest.empty:
+        raise NotConverged(
+            "everything ran, and there is still something to do",
+            next_move="run it again; if this stays, it is a bug: report the plan below",
+            evidence=as_text(rest, contents=False),
+        )
+    screen.line("looked again: nothing left to do")
+
+
+def _answer_done(plan: Plan, options: Options) -> None:
+    if options.as_json:
+        answer_json({"changed": not plan.empty, **as_data(plan)})
+    elif plan.empty:
+        answer("nothing to do")

@@ -1,0 +1,232 @@
+"""What a command is going to do, as frozen data: steps in stages, made by pure functions from configuration and facts.
+
+A stage runs on all its nodes at once, the steps of one node in order; the next stage starts when all are done.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeAlias
+
+from core.process import Completed
+
+
+class Report(Protocol):
+    """Takes one line of progress for people."""
+
+    def __call__(self, line: str, /) -> None:
+        """Show ``line``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every step has: where, what, why."""
+
+    node: str
+    title: str
+    reason: str
+    privileged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Common):
+    """Run ``argv`` on the node; with ``unit`` as a transient systemd unit, so that it can be found again and stopped.
+
+    ``timeout`` is in seconds, ``user`` whom a unit runs as. ``hint`` is the next move when it fails.
+    """
+
+    argv: tuple[str, ...]
+    timeout: float = 120
+    unit: str | None = None
+    user: str = "root"
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write(Common):
+    """Replace a small text file on the node atomically."""
+
+    path: PurePosixPath
+    content: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push(Common):
+    """Copy files of this host into a folder on the node (rsync; what is there already does not travel)."""
+
+    sources: tuple[Path, ...]
+    destination: PurePosixPath
+    size: int
+    """Bytes that have to travel, for the screen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poll(Common):
+    """Run ``argv`` again and again until ``accept`` is true of what it answers.
+
+    ``accept`` may raise to end the wait early; ``failure`` makes the error from the last answer when time is up.
+    """
+
+    argv: tuple[str, ...]
+    accept: Callable[[Completed], bool] = field(compare=False)
+    failure: Callable[[Completed], Exception] = field(compare=False)
+    timeout: float
+    interval: float = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Common):
+    """Work on this host that is not one command; ``shown`` says it in words, ``action`` does it."""
+
+    shown: str
+    action: Callable[[Report], None] = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later(Common):
+    """Something that a plan has to show and this version cannot do; ``shown`` is what it would run."""
+
+    feature: str
+    shown: str = ""
+
+
+Step: TypeAlias = Run | Write | Push | Poll | Call | Later
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps that have one barrier behind them."""
+
+    title: str
+    steps: tuple[Step, ...]
+
+    @property
+    def by_node(self) -> dict[str, tuple[Step, ...]]:
+        """Steps of each node, in order."""
+        nodes = dict.fromkeys(step.node for step in self.steps)
+        return {node: tuple(step for step in self.steps if step.node == node) for node in nodes}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command does, in stages; an empty plan means that everything is as it should be."""
+
+    title: str
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader should know besides the steps: deviations, warnings."""
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        """All steps, stage by stage."""
+        return (step for stage in self.stages for step in stage.steps)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is to do."""
+        return not self.stages
+
+
+def make_plan(title: str, stages: Iterable[tuple[str, Iterable[Step]]], notes: Iterable[str] = ()) -> Plan:
+    """Make a plan of (title, steps) pairs; stages without steps are left out."""
+    made = ((name, tuple(steps)) for name, steps in stages)
+    return Plan(title, tuple(Stage(name, steps) for name, steps in made if steps), tuple(notes))
+
+
+def command_of(step: Step) -> str:
+    """Return what the step runs, as a person could paste or read it."""
+    sudo = "sudo " if step.privileged else ""
+    match step:
+        case Run():
+            return sudo + shlex.join(as_unit(step) if step.unit else step.argv)
+        case Write():
+            return f"{sudo}write {step.path} (mode {step.mode:o}, {len(step.content.encode())} bytes)"
+        case Push():
+            names = ", ".join(source.name for source in step.sources[:3])
+            more = f" and {len(step.sources) - 3} more" if len(step.sources) > 3 else ""
+            return f"rsync {names}{more} ({megabytes(step.size)}) to {step.destination}"
+        case Poll():
+            return f"every {step.interval:g} s, up to {step.timeout:g} s: {shlex.join(step.argv)}"
+        case Call() | Later():
+            return step.shown
+
+
+def as_unit(step: Run) -> tuple[str, ...]:
+    """Return the argv that runs the step's argv as a transient systemd unit and waits for it."""
+    return (
+        *("systemd-run", f"--unit={step.unit}", f"--uid={step.user}", "--collect", "--wait", "--pipe", "--quiet"),
+        *("--property=KillMode=control-group", "--property=OOMPolicy=kill"),
+        *step.argv,
+    )
+
+
+def as_text(plan: Plan, *, contents: bool = True) -> str:
+    """Return the plan for people: stages, steps with reasons, commands, and the files it writes."""
+    if plan.empty:
+        return "nothing to do"
+    lines = [plan.title]
+    for number, stage in enumerate(plan.stages, 1):
+        lines.append(f"\n{number}. {stage.title}")
+        for step in stage.steps:
+            lines += _step_lines(step, contents=contents)
+    lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    return "\n".join(lines)
+
+
+def _step_lines(step: Step, *, contents: bool) -> list[str]:
+    later = f"  [not built yet: {step.feature}]" if isinstance(step, Later) else ""
+    lines = [f"   {step.node}: {step.title} — {step.reason}{later}"]
+    command = command_of(step)
+    if command:
+        lines.append(f"      $ {shortened(command)}")
+    if contents and isinstance(step, Write):
+        lines += [f"      | {line}" for line in step.content.splitlines()]
+    return lines
+
+
+def shortened(command: str, limit: int = 2000) -> str:
+    """Cut the middle out of a very long command (an embedded script), saying how much is missing."""
+    if len(command) <= limit:
+        return command
+    kept = limit // 2
+    return f"{command[:kept]} …({len(command) - 2 * kept} characters)… {command[-kept:]}"
+
+
+def as_data(plan: Plan) -> dict[str, object]:
+    """Return the plan for programs (`--json`)."""
+    return {
+        "title": plan.title,
+        "notes": list(plan.notes),
+        "stages": [
+            {"title": stage.title, "steps": [_step_data(step) for step in stage.steps]} for stage in plan.stages
+        ],
+    }
+
+
+def _step_data(step: Step) -> dict[str, object]:
+    data: dict[str, object] = {
+        "kind": type(step).__name__.lower(),
+        "node": step.node,
+        "title": step.title,
+        "reason": step.reason,
+        "privileged": step.privileged,
+        "command": command_of(step),
+    }
+    if isinstance(step, Write):
+        data["content"] = step.content
+    if isinstance(step, Later):
+        data["not_built_yet"] = step.feature
+    return data
+
+
+def megabytes(size: float) -> str:
+    """Return a size in bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,64 @@
+"""Wheels to every node: what is missing travels, and is checked by hash where it arrived."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from core.config import Cluster, Node
+from core.facts import NodeFacts
+from core.plan import Push, Run, Step, Write, megabytes
+from wheels.manifest import Manifest, Wheel
+
+
+def wheel_folder(cluster: Cluster) -> PurePosixPath:
+    """Return the folder that holds the wheels of all releases on a node."""
+    return PurePosixPath(cluster.root / "wheels")
+
+
+def root_steps(cluster: Cluster, node: Node, seen: NodeFacts) -> tuple[Step, ...]:
+    """Make the suite's folder on the node, owned by the SSH user: the only privileged step of a deployment."""
+    if seen.root_owner == cluster.user:
+        return ()
+    argv = ("install", "-d", "-m", "755", "-o", cluster.user, str(cluster.root))
+    reason = "it does not exist" if seen.root_owner is None else f"it belongs to {seen.root_owner}"
+    return (Run(node=node.name, title=f"make {cluster.root}", reason=reason, argv=argv, privileged=True),)
+
+
+def push_steps(cluster: Cluster, node: Node, seen: NodeFacts, manifest: Manifest, source: Path) -> tuple[Step, ...]:
+    """Copy the wheels of the manifest that the node lacks (by name and size), then verify them by hash."""
+    place = wheel_folder(cluster)
+    missing = tuple(wheel for wheel in manifest.wheels if seen.wheels.get(wheel.filename) != wheel.size)
+    if not missing:
+        return ()
+    size = sum(wheel.size for wheel in missing)
+    sums = place / f"{manifest.release}.sha256"
+    return (
+        Run(node=node.name, title="make the wheel folder", reason="wheels go there", argv=("mkdir", "-p", str(place))),
+        Push(
+            node=node.name,
+            title=f"push {len(missing)} wheels, {megabytes(size)}",
+            reason=f"{len(manifest.wheels) - len(missing)} of {len(manifest.wheels)} are there",
+            sources=tuple(source / wheel.filename for wheel in missing),
+            destination=place,
+            size=size,
+        ),
+        Write(
+            node=node.name,
+            title="write the expected hashes",
+            reason="to verify",
+            path=sums,
+            content=_sums(place, missing),
+        ),
+        Run(
+            node=node.name,
+            title="verify the wheels that arrived",
+            reason="what is installed is what was built",
+            argv=("sha256sum", "--check", "--quiet", str(sums)),
+            timeout=600,
+            hint=f"a wheel was damaged on the way: remove it from {place} on the node and deploy again",
+        ),
+    )
+
+
+def _sums(place: PurePosixPath, wheels: tuple[Wheel, ...]) -> str:
+    return "".join(f"{wheel.sha256}  {place / wheel.filename}\n" for wheel in wheels)

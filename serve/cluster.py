@@ -1,0 +1,179 @@
+"""Which process runs on which node, with which environment: release and profile to unit files, purely.
+
+The environment is in place before Ray starts: what is set later never reaches the workers
+(https://docs.vllm.ai/en/stable/serving/parallelism_scaling/).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from core.config import Cluster, Node, Profile, Stack
+from core.errors import ConfigError, UnfitNode
+from core.facts import Facts, NodeFacts, model_folder
+from deploy.environment import interpreter
+
+RAY_HEAD, RAY_WORKER, VLLM = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm"
+START_ORDER = (RAY_HEAD, RAY_WORKER, VLLM)
+NODE_ENV = PurePosixPath("/etc/sparkstack/node.env")
+UNIT_FOLDER = PurePosixPath("/etc/systemd/system")
+MARKER = "made by sparkstack (invoke serve); changes are overwritten"
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "units"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701 - unit files, not HTML; values are checked by _refuse_breaks
+)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that decides what runs: machines, wheels, model, release."""
+
+    cluster: Cluster
+    stack: Stack
+    profile: Profile
+    release: str
+
+    @property
+    def model(self) -> PurePosixPath:
+        """The model's folder on every node."""
+        return model_folder(self.cluster, self.profile)
+
+    def units_of(self, node: Node) -> tuple[str, ...]:
+        """Return the units that run on ``node``, in starting order."""
+        if self.profile.executor != "ray":
+            raise ConfigError(
+                f"profile {self.profile.name}: the executor {self.profile.executor!r} is not built yet",
+                next_move='use executor = "ray"',
+            )
+        return (RAY_HEAD, VLLM) if node == self.cluster.head else (RAY_WORKER,)
+
+    @property
+    def ranks(self) -> int:
+        """GPUs that the profile needs in all."""
+        return self.profile.pipeline_parallel * self.profile.tensor_parallel
+
+
+def files_of(service: Service, node: Node, seen: NodeFacts) -> dict[PurePosixPath, str]:
+    """Return path and content of every unit and environment file of ``node``."""
+    bin_folder = interpreter(service.cluster, service.release).parent
+    values = {
+        "marker": MARKER,
+        "cluster": service.cluster,
+        "node": node,
+        "profile": service.profile,
+        "ray": bin_folder / "ray",
+        "vllm": _continued(vllm_argv(service)),
+    }
+    files = {
+        UNIT_FOLDER / f"{name}.service": _TEMPLATES.get_template(f"{name}.service.j2").render(values)
+        for name in service.units_of(node)
+    }
+    environment = {key: _quoted(key, value) for key, value in environment_of(service, node, seen).items()}
+    files[NODE_ENV] = _TEMPLATES.get_template("node.env.j2").render(marker=MARKER, environment=environment)
+    return files
+
+
+def vllm_argv(service: Service) -> tuple[str, ...]:
+    """Return the command of the API server, as the guide's chapter 5.2 has it, on the addresses of the cluster."""
+    cluster, profile = service.cluster, service.profile
+    return (
+        str(interpreter(cluster, service.release).parent / "vllm"),
+        *("serve", str(service.model)),
+        *("--served-model-name", *profile.served_names),
+        *("--pipeline-parallel-size", str(profile.pipeline_parallel)),
+        *("--tensor-parallel-size", str(profile.tensor_parallel)),
+        *("--distributed-executor-backend", profile.executor),
+        *("--host", str(cluster.api_host), "--port", str(cluster.api.port)),
+        *profile.flags,
+    )
+
+
+def environment_of(service: Service, node: Node, seen: NodeFacts) -> dict[str, str]:
+    """Return the environment of every process of ours on ``node``: its own fabric address and interface first.
+
+    NCCL, GLOO and TP are told the interface because their own choice is the default route, the management network
+    (https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname).
+    """
+    cluster = service.cluster
+    interface = fabric_interface(cluster, node, seen)
+    network = {
+        "VLLM_HOST_IP": str(node.fabric),
+        "RAY_ADDRESS": f"{cluster.head.fabric}:{cluster.ray_port}",
+        "NCCL_SOCKET_IFNAME": interface,
+        "GLOO_SOCKET_IFNAME": interface,
+        "TP_SOCKET_IFNAME": interface,
+    }
+    halves = [hca.device for hca in seen.hcas if hca.up and _same_port(hca.interface, interface)]
+    if halves:
+        network |= {"NCCL_IB_HCA": ",".join(halves), "NCCL_IB_DISABLE": "0"}
+    return {**service.stack.environment, **service.profile.environment, **network}
+
+
+def fabric_interface(cluster: Cluster, node: Node, seen: NodeFacts) -> str:
+    """Return the interface that carries the node's fabric address. Raises UnfitNode when none does."""
+    found = seen.interface_of(node.fabric)
+    if found is None:
+        raise UnfitNode(
+            f"no interface has the fabric address {node.fabric}",
+            node=node.name,
+            next_move=f"give it to the cable's interface, or correct the cluster {cluster.name}",
+        )
+    return cluster.fabric.interface or found.name
+
+
+def _same_port(one: str, other: str) -> bool:
+    """Whether two interfaces are halves of one QSFP port: a port shows as enp1s0f0np0 and enP2p1s0f0np0."""
+    ends = [re.search(r"f\d+np\d+$", name) for name in (one, other)]
+    return one == other or (ends[0] is not None and ends[1] is not None and ends[0][0] == ends[1][0])
+
+
+def deviations(service: Service, facts: Facts) -> tuple[str, ...]:
+    """Return what differs from the guide's chapter 5 and why, for `--dry-run`."""
+    cluster = service.cluster
+    interface = fabric_interface(cluster, cluster.head, facts[cluster.head.name])
+    return (
+        "the guide opens Ray's dashboard to 0.0.0.0; here it is off (CVE-2023-48022 lets anyone run code through it)",
+        f"the guide's API listens on 0.0.0.0; here on {cluster.api_host} only",
+        "the guide gives both nodes the head's VLLM_HOST_IP; here each node has its own fabric address",
+        "the guide's worker has no --node-ip-address; here it is the worker's fabric address",
+        f"sockets of NCCL and Gloo are held to {interface}; the guide leaves them to the default route",
+    )
+
+
+def _continued(argv: tuple[str, ...]) -> str:
+    """Return argv for ExecStart, an option a line, quoted as systemd reads it (systemd.service(5), COMMAND LINES)."""
+    lines: list[list[str]] = [[]]
+    for word in argv:
+        _refuse_breaks("a vllm argument", word)
+        if word.startswith("--"):
+            lines.append([])
+        escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
+        lines[-1].append(shlex.quote(escaped))
+    return " \\\n    ".join(" ".join(words) for words in lines)
+
+
+def _quoted(key: str, value: str) -> str:
+    """Quote a value for EnvironmentFile= (https://www.freedesktop.org/software/systemd/man/systemd.exec.html)."""
+    _refuse_breaks(key, value)
+    return value if re.fullmatch(r"[\w./:,@+-]*", value) else '"' + re.sub(r'(["\\$`])', r"\\\1", value) + '"'
+
+
+def _refuse_breaks(what: str, value: str) -> None:
+    if "\n" in value or "\r" in value or "\0" in value:
+        raise ConfigError(f"{what} holds a line break", next_move="remove it from the profile or the stack")
+
+
+def present(files: Mapping[PurePosixPath, str], seen: NodeFacts) -> bool:
+    """Whether the node has exactly these files (and no unit of ours beside them)."""
+    return {str(path): content for path, content in files.items()} == dict(seen.files)

@@ -1,0 +1,96 @@
+"""Readiness is a generated token through every rank, and what stands in its way when there is none.
+
+`/health` can answer 200 while no token ever comes, so it is not asked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import NotServing
+from core.process import Completed
+
+# Runs on the head with the system's Python: one token, and the states of our units there; their last lines if one failed.
+_ASK = """
+import json, subprocess, sys, urllib.error, urllib.request
+url, model, timeout, *units = sys.argv[1:]
+body = {"model": model, "max_tokens": 1, "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
+request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+answer = {"tokens": 0, "error": "", "units": {}, "log": ""}
+try:
+    with urllib.request.urlopen(request, timeout=float(timeout)) as reply:
+        answer["tokens"] = json.load(reply)["usage"]["completion_tokens"]
+except urllib.error.HTTPError as error:
+    answer["error"] = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
+except (OSError, ValueError, KeyError) as error:
+    answer["error"] = str(error)
+for unit in units:
+    state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
+    answer["units"][unit] = state
+    if state == "failed":
+        log = subprocess.run(["journalctl", "-u", unit, "-o", "cat", "-n", "400"], capture_output=True, text=True)
+        answer["log"] += log.stdout
+print(json.dumps(answer))
+"""
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """The answer of one question for a token."""
+
+    tokens: int
+    error: str
+    units: dict[str, str]
+    log: str
+
+    @property
+    def failed(self) -> list[str]:
+        """Units that have given up."""
+        return [unit for unit, state in self.units.items() if state == "failed"]
+
+
+def ask_argv(url: str, model: str, units: tuple[str, ...] = (), timeout: float = 30) -> tuple[str, ...]:
+    """Return the argv that asks for one token on the head; ``timeout`` in seconds."""
+    return ("python3", "-c", _ASK, url, model, str(timeout), *units)
+
+
+def parse(text: str) -> Readiness:
+    """Parse what the question printed; anything that is not its JSON reads as no token, with the text as the error."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        return Readiness(int(data["tokens"]), str(data["error"]), dict(data["units"]), str(data["log"]))
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return Readiness(0, text.strip() or "no answer", {}, "")
+
+
+def has_token(done: Completed) -> bool:
+    """Whether a token came. Raises NotServing as soon as a unit has failed: waiting longer would not help."""
+    found = parse(done.out)
+    if found.failed:
+        raise NotServing(
+            f"{', '.join(found.failed)} failed: {real_error(found.log)}",
+            next_move="invoke logs shows all of it; correct the cause, then run the same command again",
+        )
+    return found.tokens > 0
+
+
+def no_token(done: Completed) -> NotServing:
+    """Return the error for a wait that came to its end."""
+    found = parse(done.out)
+    states = ", ".join(f"{unit} {state}" for unit, state in found.units.items())
+    return NotServing(
+        f"no token came in time ({found.error or 'the API answers without tokens'}; {states})",
+        next_move="invoke logs shows what it waits for; invoke restart begins anew",
+    )
+
+
+def real_error(log: str) -> str:
+    """Return the first exception of a log that names a cause; the ones that point elsewhere come last."""
+    pattern = r"(?:^|[ \]])((?:\w+\.)*\w*(?:Error|Exception)\b: .+|.*error while loading shared libraries.*)"
+    lines = [match[1] for match in re.finditer(pattern, log, re.MULTILINE)]
+    telling = [line for line in lines if "See root cause above" not in line and "Engine core proc" not in line]
+    last = (log.strip().splitlines() or ["it left no line in the journal"])[-1]
+    return (telling or lines or [last])[0].strip()

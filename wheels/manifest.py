@@ -1,0 +1,140 @@
+"""The hand-off from build to deploy: which wheels a stack consists of, their hashes, sizes and origins.
+
+`dist/STACK/PLATFORM-PYTHON/manifest.json` lists them; `stack.lock` beside it installs exactly them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from pydantic import Field, ValidationError
+
+from core.config import DIST, Model, Stack
+from core.errors import BuildFailed
+
+MANIFEST = "manifest.json"
+LOCK = "stack.lock"
+
+
+class Target(Model):
+    """What wheels are made for: architecture as `uname -m` says it, Python minor version, glibc."""
+
+    architecture: str
+    python: tuple[int, int]
+    glibc: tuple[int, int] = (2, 36)
+
+    @property
+    def tag(self) -> str:
+        """Folder name, e.g. "aarch64-cp312"."""
+        return f"{self.architecture}-cp{self.python[0]}{self.python[1]}"
+
+
+class Wheel(Model):
+    """One wheel file; ``size`` in bytes."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: int
+    origin: Literal["source", "image", "index"]
+    recipe: str | None = None
+    """With origin "source": the hash of recipe and source that it was built from."""
+
+
+class Manifest(Model):
+    """All wheels of a stack for one target."""
+
+    stack: str
+    target: Target
+    lock_sha256: str
+    """Of stack.lock: the identity of the set."""
+    wheels: tuple[Wheel, ...]
+
+    @property
+    def release(self) -> str:
+        """The release's id on a node: stack and identity of the set."""
+        return f"{self.stack}-{self.target.tag}-{self.lock_sha256[:10]}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all wheels."""
+        return sum(wheel.size for wheel in self.wheels)
+
+
+def folder(stack: Stack, target: Target) -> Path:
+    """Return where the wheels of ``stack`` for ``target`` are kept on this host."""
+    return DIST / stack.name / target.tag
+
+
+def lock_text(stack: Stack, target: Target, wheels: Iterable[Wheel]) -> str:
+    """Return the stack.lock of exactly these wheels, for `pip install --require-hashes --no-deps`."""
+    rows = sorted(wheels, key=lambda wheel: wheel.name)
+    lines = [f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}" for wheel in rows]
+    return f"# stack {stack.name} for {target.tag}: every wheel of the set\n" + "\n".join(lines) + "\n"
+
+
+def describe(path: Path, origin: Literal["source", "image", "index"], recipe: str | None = None) -> Wheel:
+    """Return the manifest entry of a wheel file (reads it whole for the hash)."""
+    name, version, _, _ = parse_wheel_filename(path.name)
+    return Wheel(
+        name=canonicalize_name(name),
+        version=str(version),
+        filename=path.name,
+        sha256=sha256_of(path),
+        size=path.stat().st_size,
+        origin=origin,
+        recipe=recipe,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(stack: Stack, target: Target, wheels: Iterable[Wheel]) -> Manifest:
+    """Write stack.lock and manifest.json, each by rename, and return the manifest."""
+    listed = tuple(sorted(wheels, key=lambda wheel: wheel.name))
+    text = lock_text(stack, target, listed)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    manifest = Manifest(stack=stack.name, target=target, lock_sha256=digest, wheels=listed)
+    place = folder(stack, target)
+    _replace(place / LOCK, text)
+    _replace(place / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    return manifest
+
+
+def load(stack: Stack, target: Target) -> Manifest | None:
+    """Return the manifest of ``stack`` for ``target``, None when it was not built. Raises BuildFailed if unreadable."""
+    path = folder(stack, target) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise BuildFailed(
+            f"{path} is not a manifest", next_move=f"delete it and run invoke build-wheels --stack {stack.name}"
+        ) from error
+
+
+def damaged(stack: Stack, manifest: Manifest) -> list[str]:
+    """Return the names of wheel files that are missing or have another size than the manifest says."""
+    place = folder(stack, manifest.target)
+    return [wheel.filename for wheel in manifest.wheels if not _has_size(place / wheel.filename, wheel.size)]
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
