@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.errors import HostNotReady, Interrupted, SparkstackError, UsageError
 from core.process import follow, run
@@ -30,7 +31,8 @@ VENV = ROOT / ".venv"
 LOG = ROOT / ".work" / "logs" / "bootstrap.log"
 OLDEST = (3, 11)
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:
+    Say = Callable[[str], None]
 
 
 class Decision(Enum):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
+import reprlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import ConfigError
 
@@ -35,6 +37,13 @@ def parse_size(value: object) -> object:
     if match is None:
         raise ValueError('expected a size like "12 GiB"')
     return int(float(match[1]) * 1024 ** _UNITS[match[2]])
+
+
+def check_folder(path: Path) -> Path:
+    """Refuse a folder on a node that is not absolute, is the root itself or needs quoting in a unit file."""
+    if not re.fullmatch(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+", str(path)):
+        raise ValueError("expected an absolute folder of plain characters, like /opt/sparkstack")
+    return path
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
@@ -93,7 +102,7 @@ class Cluster(Model):
     name: Name
     stack: Name
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
-    root: Annotated[Path, Field(description="absolute folder on every node")] = Path("/opt/sparkstack")
+    root: Annotated[Path, AfterValidator(check_folder)] = Path("/opt/sparkstack")
     """Where releases, wheels and models live on every node."""
     management: Network
     fabric: Network
@@ -148,18 +157,37 @@ class Cluster(Model):
         )
 
     @model_validator(mode="after")
-    def _networks_make_sense(self) -> Self:
+    def _networks_are_two(self) -> Self:
         if self.management.subnet.overlaps(self.fabric.subnet) and len(self.nodes) > 1:
             raise ValueError("fabric.subnet and management.subnet are the same network; the fabric needs its own")
+        return self
+
+    @model_validator(mode="after")
+    def _addresses_are_in_their_network(self) -> Self:
         for node in self.nodes:
             for kind in ("management", "fabric"):
+                address: Address = getattr(node, kind)
                 subnet: Subnet = getattr(self, kind).subnet
-                if getattr(node, kind) not in subnet:
-                    raise ValueError(f"nodes.{node.name}.{kind} {getattr(node, kind)} is not in {kind}.subnet {subnet}")
+                if address not in subnet:
+                    raise ValueError(f"nodes.{node.name}.{kind} {address} is not in {kind}.subnet {subnet}")
+                if subnet.prefixlen < 31 and address in {subnet.network_address, subnet.broadcast_address}:
+                    raise ValueError(f"nodes.{node.name}.{kind} {address} belongs to the network itself, not to a node")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_differ(self) -> Self:
         for kind in ("name", "management", "fabric"):
             values = [getattr(node, kind) for node in self.nodes]
             if len(set(values)) < len(values):
                 raise ValueError(f"two nodes have the same {kind}")
+        if sum(node.local for node in self.nodes) > 1:
+            raise ValueError("only one node can be this host (local = true)")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.api.port == self.ray_port:
+            raise ValueError(f"api.port and ray_port are both {self.ray_port}; the head needs two")
         return self
 
     @model_validator(mode="after")
@@ -237,6 +265,10 @@ class Profile(Model):
     flags: tuple[str, ...] = ()
     """Further `vllm serve` arguments, one word each."""
     environment: Environment = {}
+    ray_cpus: Annotated[int, Field(ge=1)] = 2
+    """Logical CPUs that Ray may plan with on each node; vLLM needs few."""
+    object_store: Size = 1024**3
+    """Ray's shared memory on each node; vLLM passes little through it."""
     ready_timeout: Annotated[int, Field(gt=0)] = 300
     """Seconds until the first token must have come."""
 
@@ -266,26 +298,27 @@ def _file(kind: str, name: str) -> Path:
     if name.endswith(".toml"):
         return Path(name)
     path = CONFIG / kind / f"{name}.toml"
-    if not path.is_file():
+    if "/" in name or not path.is_file():
         names = sorted(found.stem for found in (CONFIG / kind).glob("*.toml"))
         raise ConfigError(
-            f"{path.relative_to(ROOT)} does not exist{nearest(name, names)}",
+            f"config/{kind}/{name}.toml does not exist{nearest(name, names)}",
             next_move=f"use one of: {', '.join(names)}; or give a path that ends in .toml",
         )
     return path
 
 
 def _load(model: type[M], path: Path) -> M:
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-        return model.model_validate({"name": path.stem, **data})
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        # through JSON, because there pydantic can be strict (no "8000" for a port) and still read addresses from text
+        return model.model_validate_json(json.dumps({"name": path.stem, **data}, default=str), strict=True)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", next_move="check the path") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}", next_move="correct that line") from error
+        raise ConfigError(f"{shown} cannot be read: {error.strerror}", next_move="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{shown} is not TOML: {error}", next_move="correct that line") from error
     except ValidationError as error:
-        raise _explain(path, model, error) from error
+        raise _explain(shown, model, error) from error
 
 
 def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
@@ -294,34 +327,32 @@ def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> Conf
         key = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             hint = nearest(str(detail["loc"][-1]), _keys(model, detail["loc"][:-1]))
-            lines.append(f"{key or 'file'}: unknown key{hint}")
+            lines.append(f"{key}: unknown key{hint}")
         elif detail["type"] == "missing":
             lines.append(f"{key}: missing")
         else:
-            given = "" if detail["type"] == "value_error" else f", not {detail['input']!r}"
+            given = "" if detail["type"] == "value_error" else f", not {reprlib.repr(detail['input'])}"
             lines.append(f"{key + ': ' if key else ''}{detail['msg'].removeprefix('Value error, ')}{given}")
-    return ConfigError(
-        f"{path} is not a {model.__name__.lower()}", next_move="correct the file", evidence="\n".join(lines)
-    )
+    cause = f"{path} is not a {model.__name__.lower()}"
+    return ConfigError(cause, next_move="correct the file", evidence="\n".join(lines))
 
 
 def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the model at ``location`` knows; follows nested models through tuples, dicts and unions."""
-    for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        found = _inner_model(model.model_fields[part].annotation)
+    parts = iter(location)
+    for part in parts:
+        annotation = model.model_fields[str(part)].annotation
+        found = _inner_model(annotation)
         if found is None:
             return []
         model = found
+        if get_origin(annotation) in {dict, tuple}:
+            next(parts, None)  # the key or the position in it
     return list(model.model_fields)
 
 
 def _inner_model(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _inner_model(argument)
-        if found is not None:
-            return found
-    return None
+    inner = (_inner_model(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((found for found in inner if found), None)
