@@ -1,1 +1,1 @@
-"""Two real local machines, for the demo and the tests."""
+"""Real local machines for the demo and the tests: systemd inside, their own disks, two networks."""
