@@ -101,6 +101,8 @@ class Cluster(Model):
 
     name: Name
     stack: Name
+    profile: Name
+    """What `invoke serve` serves when no other profile is named."""
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
     root: Annotated[Path, AfterValidator(check_folder)] = Path("/opt/sparkstack")
     """Where releases, wheels and models live on every node."""
@@ -286,6 +288,14 @@ def load_stack(name: str) -> Stack:
 def load_profile(name: str) -> Profile:
     """Read `config/profiles/NAME.toml`, or the file that a path names."""
     return _load(Profile, _file("profiles", name))
+
+
+def load_model(model: type[M], path: Path) -> M:
+    """Read any TOML file as ``model``; ``name`` is the file's stem unless the file says otherwise.
+
+    Raises ConfigError with the file, the key and the nearest spelling.
+    """
+    return _load(model, path)
 
 
 def nearest(word: str, words: list[str]) -> str:
