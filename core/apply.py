@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from time import monotonic, sleep
@@ -22,12 +23,13 @@ from core.screen import Row, Screen
 
 
 class Journal:
-    """One JSON line a step in .work/journal/: when, where, what, how it ended, seconds."""
+    """One JSON line a step in .work/journal/: when, where, what, how it ended, seconds; and all output beside it."""
 
     def __init__(self, command: str, folder: Path = WORK / "journal") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.path = folder / f"{stamp}-{command}-{os.getpid()}.jsonl"
+        self.output = self.path.with_suffix(".log")
         self._lock = Lock()
 
     def write(self, stage: str, step: Step, seconds: float, outcome: str) -> None:
@@ -43,6 +45,12 @@ class Journal:
         }
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+    def line(self, node: str, line: str) -> None:
+        """Keep a line that a step printed."""
+        with self._lock, self.output.open("a", encoding="utf-8") as file:
+            file.write(f"{node}: {line}\n")
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, f
         row.begin(step.title)
         began = monotonic()
         try:
-            run_step(step, context.hosts[step.node], row.now)
+            run_step(step, context.hosts[step.node], partial(_take_line, context.journal, row, step.node))
         except BaseException as error:
             failed.set()
             row.end(f" failed: {type(error).__name__}")
@@ -125,6 +133,11 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, f
             raise
         row.end()
         context.journal.write(stage, step, monotonic() - began, "ok")
+
+
+def _take_line(journal: Journal, row: Row, node: str, line: str) -> None:
+    journal.line(node, line)
+    row.now(line)
 
 
 def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:

@@ -111,7 +111,11 @@ def apply_and_check(name: str, plan: Plan, again: Callable[[], Plan], hosts: Hos
     """Apply a plan, then plan once more: the new plan must be empty."""
     screen = Screen()
     screen.line(plan.title)
-    apply(plan, Context(hosts, screen, Journal(name)))
+    journal = Journal(name)
+    try:
+        apply(plan, Context(hosts, screen, journal))
+    finally:
+        screen.line(f"journal: {journal.path}", style="dim")
     rest = again()
     if not rest.empty:
         raise NotConverged(

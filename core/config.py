@@ -226,6 +226,8 @@ class Index(Model):
     distributions: tuple[str, ...]
     fallback_note: str = ""
     """What a user should know when the distribution can be had only from the default index (size, kind)."""
+    fallback_lock: Path | None = None
+    """Lock that takes the place of these distributions when the user agrees to that (`--fallback`)."""
 
 
 class Stack(Model):

@@ -184,8 +184,14 @@ def _step_lines(step: Step, *, contents: bool) -> list[str]:
     if command:
         lines.append(f"      $ {shortened(command)}")
     if contents and isinstance(step, Write):
-        lines += [f"      | {line}" for line in step.content.splitlines()]
+        lines += _content_lines(step.content.splitlines())
     return lines
+
+
+def _content_lines(content: list[str], most: int = 60, width: int = 160) -> list[str]:
+    """Show a file's lines; a list too long to read is cut, and says so."""
+    shown = [f"      | {line if len(line) <= width else line[:width] + '…'}" for line in content[:most]]
+    return [*shown, f"      | … {len(content) - most} more lines"] if len(content) > most else shown
 
 
 def shortened(command: str, limit: int = 2000) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
 from core.config import Cluster, Node
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
-from core.plan import Plan, Poll, Run, Step, Write, make_plan
+from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from serve import ray, ready
 from serve.cluster import RAY_HEAD, RAY_WORKER, START_ORDER, VLLM, Service, deviations, files_of, present
 
@@ -21,7 +22,6 @@ Files = Mapping[str, Mapping[PurePosixPath, str]]
 def plan_serve(service: Service, facts: Facts, *, restart: bool = False) -> Plan:
     """Return what brings the service up with this release and profile; empty when it answers with them already."""
     cluster = service.cluster
-    _require_model(service, facts)
     files = {node.name: files_of(service, node, facts[node.name]) for node in cluster.nodes}
     changed = [node for node in cluster.nodes if not present(files[node.name], facts[node.name])]
     down = [node for node in cluster.nodes if not _all_run(service, node, facts[node.name])]
@@ -62,16 +62,36 @@ def stop_steps(cluster: Cluster, facts: Facts, reason: str) -> Iterator[Step]:
             yield Run(node=node.name, title=f"stop {name}", reason=reason, argv=argv, privileged=True, timeout=90)
 
 
-def _require_model(service: Service, facts: Facts) -> None:
-    for node in service.cluster.nodes:
-        if "config.json" not in facts[node.name].model_files:
-            raise UnfitNode(
-                f"the model {service.profile.model} is not in {service.model}",
-                node=node.name,
-                next_move=f"invoke lab.model --cluster {service.cluster.name}"
-                if service.cluster.lab
-                else f"put the model's files into {service.model} on every node",
-            )
+def require_model(service: Service, facts: Facts) -> None:
+    """Raise UnfitNode for the first node that has no model in the profile's folder."""
+    for name in nodes_without_model(service, facts):
+        raise UnfitNode(
+            f"the model {service.profile.model} is not in {service.model}",
+            node=name,
+            next_move=f"invoke lab.model --cluster {service.cluster.name}"
+            if service.cluster.lab
+            else f"put the model's files into {service.model} on every node",
+        )
+
+
+def nodes_without_model(service: Service, facts: Facts) -> list[str]:
+    """Return the nodes that do not have the profile's model."""
+    return [node.name for node in service.cluster.nodes if "config.json" not in facts[node.name].model_files]
+
+
+def plan_unready(service: Service, facts: Facts, absent: tuple[str, ...]) -> Plan:
+    """Return the plan to serve when its release is not on the nodes yet (``absent`` says what is missing)."""
+    served = plan_serve(service, facts)
+    steps = [
+        Later(node=node.name, title="deploy the release", reason="; ".join(absent), feature="invoke deploy comes first")
+        for node in service.cluster.nodes
+    ]
+    models = [
+        Later(node=name, title="put the model there", reason=f"{service.model} is empty", feature="invoke model.fetch")
+        for name in nodes_without_model(service, facts)
+    ]
+    before = make_plan(served.title, [("deploy", steps if absent else ()), ("model", models)])
+    return replace(served, stages=before.stages + served.stages)
 
 
 def _state(seen: NodeFacts, unit: str) -> str:
@@ -102,12 +122,7 @@ def _root(node: Node, title: str, reason: str, argv: tuple[str, ...]) -> Run:
 
 
 def _start(node: Node, unit: str, reason: str) -> tuple[Step, ...]:
-    return (
-        _root(
-            node, f"forget earlier failures of {unit}", "a new start counts anew", ("systemctl", "reset-failed", unit)
-        ),
-        _root(node, f"start {unit}", reason, ("systemctl", "start", unit)),
-    )
+    return (_root(node, f"start {unit}", reason, ("systemctl", "start", unit)),)
 
 
 def _ray_complete(service: Service) -> tuple[Step, ...]:

@@ -54,6 +54,8 @@ class Manifest(Model):
     target: Target
     lock_sha256: str
     """Of stack.lock: the identity of the set."""
+    index_lock: str
+    """SHA-256 of the lock files that the index part was fetched by."""
     wheels: tuple[Wheel, ...]
 
     @property
@@ -99,12 +101,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save(stack: Stack, target: Target, wheels: Iterable[Wheel]) -> Manifest:
+def save(stack: Stack, target: Target, wheels: Iterable[Wheel], index_lock: str) -> Manifest:
     """Write stack.lock and manifest.json, each by rename, and return the manifest."""
     listed = tuple(sorted(wheels, key=lambda wheel: wheel.name))
     text = lock_text(stack, target, listed)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    manifest = Manifest(stack=stack.name, target=target, lock_sha256=digest, wheels=listed)
+    manifest = Manifest(stack=stack.name, target=target, lock_sha256=digest, index_lock=index_lock, wheels=listed)
     place = folder(stack, target)
     _replace(place / LOCK, text)
     _replace(place / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")

@@ -1,0 +1,109 @@
+"""The index part of a stack: wheels fetched by hash for the nodes' own Python, architecture and glibc."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from core.config import ROOT, Index, Stack
+from core.plan import Run
+from core.remote import CONTROLLER
+from wheels.lock import Locked, for_target, read_lock
+from wheels.manifest import Target
+
+OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
+"""Minor version of glibc 2 from which manylinux tags exist (PEP 600)."""
+FETCH_TIMEOUT = 3600
+
+
+@dataclass(frozen=True)
+class IndexPart:
+    """What is to be fetched: from the default index, and by name from other ones."""
+
+    default: tuple[Locked, ...]
+    others: tuple[tuple[Index, tuple[Locked, ...]], ...]
+
+    @property
+    def all(self) -> tuple[Locked, ...]:
+        """Every entry."""
+        return self.default + tuple(item for _, locked in self.others for item in locked)
+
+
+def index_part(stack: Stack, target: Target, urls: Mapping[str, str], *, fallback: bool) -> IndexPart:
+    """Read the stack's lock for the target.
+
+    ``urls`` gives another URL for a distribution of its own index (a mirror); with ``fallback`` such distributions
+    come from the default index by the index's fallback lock.
+    """
+    locked = {item.name: item for item in for_target(read_lock(ROOT / stack.lock), target)}
+    others = []
+    for index in stack.indexes:
+        names = {canonicalize_name(name) for name in index.distributions}
+        own = tuple(locked.pop(name) for name in sorted(names & locked.keys()))
+        if fallback and index.fallback_lock:
+            locked |= {item.name: item for item in for_target(read_lock(ROOT / index.fallback_lock), target)}
+        else:
+            url = next((urls[name] for name in sorted(names) if name in urls), index.url)
+            others.append((index.model_copy(update={"url": url}), own))
+    return IndexPart(tuple(locked.values()), tuple(others))
+
+
+def identity(stack: Stack, *, fallback: bool) -> str:
+    """Return the SHA-256 of the lock files that the index part is fetched by."""
+    locks = [stack.lock, *(index.fallback_lock for index in stack.indexes if fallback and index.fallback_lock)]
+    return hashlib.sha256(b"".join((ROOT / lock).read_bytes() for lock in locks)).hexdigest()
+
+
+def fetch_steps(part: IndexPart, target: Target, place: Path) -> tuple[Run, ...]:
+    """Return the downloads: first what only one index has, so that its absence shows before the long one begins."""
+    special = tuple(
+        _download(f"fetch {', '.join(item.name for item in locked)}", locked, target, place, index)
+        for index, locked in part.others
+        if locked
+    )
+    return (*special, _download(f"fetch {len(part.default)} wheels by hash", part.default, target, place))
+
+
+def _download(title: str, locked: tuple[Locked, ...], target: Target, place: Path, index: Index | None = None) -> Run:
+    requirements = requirements_file(locked)
+    argv = (
+        *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--progress-bar=off", "--no-deps"),
+        *("--require-hashes", "--only-binary=:all:", f"--dest={place}", *platform_flags(target)),
+        *(("--retries=1", f"--extra-index-url={index.url}") if index else ()),
+        f"--requirement={requirements}",
+    )
+    hint = f"{index.fallback_note} To take that: --fallback" if index and index.fallback_lock else ""
+    reason = f"from {index.url} or where pip is configured to look" if index else "from the configured package index"
+    return Run(node=CONTROLLER, title=title, reason=reason, argv=argv, timeout=FETCH_TIMEOUT, hint=hint)
+
+
+def requirements_file(locked: tuple[Locked, ...]) -> Path:
+    """Return the path of the requirements file with exactly these entries; `write_requirements` makes it."""
+    name = hashlib.sha256(requirements_text(locked).encode()).hexdigest()[:16]
+    return ROOT / ".work" / "fetch" / f"{name}.txt"
+
+
+def requirements_text(locked: tuple[Locked, ...]) -> str:
+    """Return the entries as a requirements file; markers are left out, the choice is made already."""
+    lines = (
+        " ".join([f"{item.name}=={item.version}", *(f"--hash=sha256:{digest}" for digest in sorted(item.hashes))])
+        for item in locked
+    )
+    return "\n".join(lines) + "\n"
+
+
+def platform_flags(target: Target) -> tuple[str, ...]:
+    """Return pip's flags for a target; pip matches the glibc in a tag exactly, so each one is named."""
+    oldest = OLDEST_GLIBC.get(target.architecture, 17)
+    tags = [f"manylinux_2_{minor}_{target.architecture}" for minor in range(target.glibc[1], oldest - 1, -1)]
+    tags += [f"manylinux2014_{target.architecture}", f"linux_{target.architecture}"]
+    if target.architecture == "x86_64":
+        tags += ["manylinux2010_x86_64", "manylinux1_x86_64"]
+    python = "{}{}".format(*target.python)
+    abis = (f"--abi=cp{python}", "--abi=abi3", "--abi=none")
+    return (f"--python-version={python}", "--implementation=cp", *abis, *(f"--platform={tag}" for tag in tags))

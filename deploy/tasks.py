@@ -1,0 +1,126 @@
+"""Tasks of deploy/: facts, trust, deploy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from core.choice import chosen_cluster, stack_of
+from core.command import Options, answer, answer_json, command, converge
+from core.config import Cluster, Stack
+from core.errors import BuildFailed, UsageError
+from core.facts import Facts, Question, gather
+from core.plan import Plan
+from core.remote import Hosts
+from deploy import trust as keys
+from deploy.doctor import common_target
+from deploy.rollout import plan_deploy, plan_unbuilt
+from wheels.manifest import damaged, load
+
+
+@task(
+    help={
+        "cluster": "which machines (config/clusters)",
+        "save": "keep what the probe saw in this file, for --facts",
+        "json": "the raw answers, for programs",
+    }
+)
+@command
+def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> None:
+    """Probe every node, read only, in one round trip each."""
+    chosen = chosen_cluster(cluster)
+    with Hosts(chosen) as hosts:
+        captures = gather(hosts, chosen, Question(packages=stack_of(chosen).packages))
+    if save:
+        Path(save).write_text(captures.to_json(), encoding="utf-8")
+    if json:
+        answer_json(captures.nodes)
+        return
+    for seen in captures.parsed().values():
+        fabric = seen.interface_in(chosen.fabric.subnet)
+        gpu = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in seen.gpus) or "no GPU"
+        answer(
+            f"{seen.name}: {seen.os.get('PRETTY_NAME', '?')}, {seen.architecture}, Python {'.'.join(map(str, seen.python))},"
+            f" {seen.cores} cores, {seen.memory_available / 2**30:.1f} of {seen.memory_total / 2**30:.1f} GiB memory free,"
+            f" {seen.disk_free / 2**30:.1f} GiB disk free, {gpu}, fabric {fabric.name if fabric else 'not found'},"
+            f" release {seen.current or 'none'}"
+        )
+
+
+@task(
+    help={
+        "cluster": "which machines (config/clusters)",
+        "node": "only this node",
+        "replace": "take the new key in place of the enrolled one",
+        "yes": "do not ask",
+    }
+)
+@command
+def trust(_: Context, cluster: str = "", node: str = "", replace: bool = False, yes: bool = False) -> None:
+    """Show the host keys of the nodes and enrol them."""
+    chosen = chosen_cluster(cluster)
+    for member in [chosen.node(node)] if node else chosen.nodes:
+        if member.local:
+            continue
+        key = keys.examine(chosen, member)
+        if key.known:
+            answer(f"{member.name}: {key.fingerprint} is enrolled already")
+            continue
+        answer(f"{member.name}: {member.management} shows {key.fingerprint}")
+        if yes or _agreed(member.name):
+            keys.enrol(chosen, key, replace=replace)
+            answer(f"{member.name}: enrolled in {chosen.known_hosts}")
+
+
+def _agreed(name: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "there is no terminal to ask on",
+            node=name,
+            next_move="compare the fingerprint with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
+        )
+    return input("Is that the fingerprint of the node? [y/N] ").strip().lower() in ("y", "yes")
+
+
+@task(
+    help={
+        "cluster": "which machines (config/clusters)",
+        "stack": "which wheels; must agree with the cluster",
+        "dry-run": "show the plan and stop",
+        "json": "answer as JSON",
+        "facts": "plan from a saved file, without touching a node",
+    }
+)
+@command
+def deploy(
+    _: Context,
+    cluster: str = "",
+    stack: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Bring the same release to every node: push, install offline by hash, check, switch."""
+    chosen = chosen_cluster(cluster)
+    wanted = stack_of(chosen, stack)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    question = Question(packages=wanted.packages)
+    converge("deploy", chosen, question, lambda seen: _plan(chosen, wanted, seen, options), options)
+
+
+def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan:
+    target = common_target(cluster, seen)
+    manifest = load(stack, target)
+    if manifest is None and options.plan_only:
+        return plan_unbuilt(cluster, stack, target, seen)
+    gone = damaged(stack, manifest) if manifest else []
+    if manifest is None or gone:
+        what = f"{len(gone)} wheels are missing or damaged ({gone[0]})" if gone else "there are none"
+        raise BuildFailed(
+            f"no wheels of {stack.name} for {target.tag}: {what}",
+            next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.name}",
+        )
+    return plan_deploy(cluster, stack, manifest, seen)

@@ -1,0 +1,81 @@
+"""Tasks of lab/: two local machines, the demo's model, the demo."""
+
+from __future__ import annotations
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from core.choice import chosen_cluster
+from core.command import answer, answer_json, command
+from core.screen import Screen
+from lab import lifecycle
+
+HELP = {"cluster": "which cluster's machines (config/clusters); it needs a [lab] table"}
+
+
+@task(help=HELP)
+@command
+def up(_: Context, cluster: str = "local") -> None:
+    """Make the local machines, or start them again."""
+    lifecycle.up(chosen_cluster(cluster), Screen().line)
+
+
+@task(help=HELP)
+@command
+def down(_: Context, cluster: str = "local") -> None:
+    """Power the machines off and remove their links; disks and keys stay."""
+    lifecycle.down(chosen_cluster(cluster), Screen().line)
+
+
+@task(help={**HELP, "base": "the cached root file system too"})
+@command
+def clean(_: Context, cluster: str = "local", base: bool = False) -> None:
+    """Remove the machines with all that was made for them, and list it."""
+    removed = lifecycle.purge(chosen_cluster(cluster), Screen().line, base=base)
+    answer("\n".join(f"removed {item}" for item in removed) or "nothing to remove")
+
+
+@task(help={**HELP, "json": "answer as JSON"})
+@command
+def status(_: Context, cluster: str = "local", json: bool = False) -> None:
+    """Show the machines."""
+    machines = lifecycle.status(chosen_cluster(cluster))
+    if json:
+        answer_json([vars(machine) for machine in machines])
+        return
+    for machine in machines:
+        state = f"on since {machine.since:%F %T}" if machine.running and machine.since else "off"
+        links = f"management {_link(machine.management_link)}, fabric {_link(machine.fabric_link)}"
+        answer(f"{machine.name}: {state}, {links}, disk {machine.disk_used / 2**30:.1f} GiB used")
+
+
+def _link(up: bool) -> str:  # noqa: FBT001
+    return "up" if up else "cut"
+
+
+@task(help={**HELP, "node": "which machine", "network": "fabric or management"})
+@command
+def cut(_: Context, node: str, cluster: str = "local", network: str = "fabric") -> None:
+    """Cut a machine's link."""
+    lifecycle.cut(chosen_cluster(cluster), node, Screen().line, network)
+
+
+@task(help={**HELP, "node": "which machine", "network": "fabric or management"})
+@command
+def heal(_: Context, node: str, cluster: str = "local", network: str = "fabric") -> None:
+    """Mend a machine's link."""
+    lifecycle.heal(chosen_cluster(cluster), node, Screen().line, network)
+
+
+@task(help={**HELP, "node": "which machine"})
+@command
+def kill(_: Context, node: str, cluster: str = "local") -> None:
+    """Cut a machine's power: nothing is synced, nothing is stopped."""
+    lifecycle.kill(chosen_cluster(cluster), node, Screen().line)
+
+
+@task(help={**HELP, "node": "which machine"})
+@command
+def boot(_: Context, node: str, cluster: str = "local") -> None:
+    """Switch a machine on again."""
+    lifecycle.boot(chosen_cluster(cluster), node, Screen().line)

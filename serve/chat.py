@@ -1,0 +1,74 @@
+"""One question to the OpenAI API, the answer as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from core.config import Cluster
+from core.errors import NotServing, UsageError
+
+TIMEOUT = httpx.Timeout(10, read=300)
+"""Seconds; a loaded pair may take long for the first token (the guide's P99 is over 12 s)."""
+
+
+def ask(cluster: Cluster, model: str, prompt: str, on_piece: Callable[[str], None]) -> dict[str, Any]:
+    """Ask for a completion at temperature 0; hand on each piece; return {"answer", "finish_reason", "model"}.
+
+    Raises NotServing when there is no API or no token, UsageError when the API listens on the head's loopback only.
+    """
+    if cluster.api.listen == "loopback" and not cluster.head.local:
+        port = cluster.api.port
+        raise UsageError(
+            "the API listens on the head's own loopback only",
+            node=cluster.head.name,
+            next_move=f"open a tunnel: ssh -L {port}:127.0.0.1:{port} {cluster.user}@{cluster.head.management}",
+        )
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": 256,
+        "stream": True,
+    }
+    try:
+        return _streamed(f"{cluster.api_url}/chat/completions", body, on_piece)
+    except httpx.HTTPError as error:
+        raise NotServing(
+            f"no answer from {cluster.api_url}: {error or type(error).__name__}",
+            node=cluster.head.name,
+            next_move="invoke status shows what runs; invoke serve starts it",
+        ) from error
+
+
+def _streamed(url: str, body: dict[str, Any], on_piece: Callable[[str], None]) -> dict[str, Any]:
+    pieces: list[str] = []
+    finish = None
+    # trust_env off: a proxy of the environment has no business between us and our own machines
+    with httpx.Client(timeout=TIMEOUT, trust_env=False) as client, client.stream("POST", url, json=body) as reply:
+        if reply.status_code != httpx.codes.OK:
+            text = reply.read().decode(errors="replace")
+            raise NotServing(f"the API answered {reply.status_code}", next_move="invoke logs", evidence=text[:500])
+        for line in reply.iter_lines():
+            choice = _choice(line)
+            if choice is None:
+                continue
+            piece = choice["delta"].get("content") or ""
+            finish = choice.get("finish_reason") or finish
+            pieces.append(piece)
+            on_piece(piece)
+    if not any(pieces):
+        raise NotServing("the API answered without a token", next_move="invoke logs")
+    return {"answer": "".join(pieces), "finish_reason": finish, "model": body["model"]}
+
+
+def _choice(line: str) -> dict[str, Any] | None:
+    """Parse a line of server-sent events: "data: {…}" with choices, else None (blank, [DONE], usage)."""
+    data = line.removeprefix("data:").strip()
+    if not line.startswith("data:") or data == "[DONE]":
+        return None
+    choices: list[dict[str, Any]] = json.loads(data).get("choices", [])
+    return choices[0] if choices else None

@@ -1,0 +1,156 @@
+"""Tasks of serve/: serve, restart, stop, status, logs, chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from core.choice import chosen_cluster, stack_of
+from core.command import Options, answer, answer_json, command, converge
+from core.config import Cluster, load_profile
+from core.errors import NotServing, UnfitNode
+from core.facts import Facts, Question, gather
+from core.plan import Plan
+from core.remote import Hosts
+from serve import logs as journals
+from serve import ready
+from serve.chat import ask
+from serve.cluster import Service
+from serve.service import plan_serve, plan_stop, plan_unready, require_model
+from serve.status import as_data, look, table
+
+HELP = {
+    "cluster": "which machines (config/clusters)",
+    "profile": "which model, and how (config/profiles)",
+    "dry-run": "show the plan and stop",
+    "json": "answer as JSON",
+    "facts": "plan from a saved file, without touching a node",
+}
+
+
+@task(help=HELP)
+@command
+def serve(
+    _: Context,
+    cluster: str = "",
+    profile: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Start the Ray cluster and vLLM; ends when a token came through every rank."""
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    _converge("serve", chosen_cluster(cluster), profile, options, restart=False)
+
+
+@task(help=HELP)
+@command
+def restart(
+    _: Context,
+    cluster: str = "",
+    profile: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Stop the service on every node, then start it again."""
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    _converge("restart", chosen_cluster(cluster), profile, options, restart=True)
+
+
+def _converge(name: str, cluster: Cluster, profile_name: str, options: Options, *, restart: bool) -> None:
+    profile = load_profile(profile_name or cluster.profile)
+    stack = stack_of(cluster)
+    question = Question(
+        profile=profile,
+        packages=stack.packages,
+        token_argv=ready.ask_argv(cluster.api_url, profile.served_names[0], timeout=15),
+    )
+    again = [restart]
+
+    def planner(facts: Facts) -> Plan:
+        release = _release(cluster, facts, options)
+        service = Service(cluster, stack, profile, release or f"{stack.name}-not-deployed")
+        if options.plan_only:
+            return plan_unready(service, facts, () if release else (f"no release of {stack.name} is on the nodes",))
+        require_model(service, facts)
+        return plan_serve(service, facts, restart=again.pop() if again else False)
+
+    converge(name, cluster, question, planner, options)
+
+
+def _release(cluster: Cluster, facts: Facts, options: Options) -> str | None:
+    """Return the release that every node has in use; None only when a plan is all that is wanted."""
+    current = {node.name: facts[node.name].current for node in cluster.nodes}
+    releases = set(current.values())
+    if len(releases) == 1 and (release := releases.pop()) is not None:
+        return release
+    if options.plan_only:
+        return None
+    odd = next(name for name, value in current.items() if value is None or value != current[cluster.head.name])
+    said = ", ".join(f"{name} has {value or 'none'}" for name, value in current.items())
+    raise UnfitNode(f"the nodes are not on one release: {said}", node=odd, next_move="invoke deploy")
+
+
+@task(help={key: text for key, text in HELP.items() if key != "profile"})
+@command
+def stop(
+    _: Context,
+    cluster: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Stop the service on every node, and check that no process of ours is left."""
+    chosen = chosen_cluster(cluster)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    converge("stop", chosen, Question(), lambda seen: plan_stop(chosen, seen), options)
+    if options.plan_only:
+        return
+    with Hosts(chosen) as hosts:
+        left = gather(hosts, chosen, Question()).parsed()
+    for name, seen in left.items():
+        if seen.processes:
+            shown = "\n".join(f"{process.pid} {process.user} {process.command[:120]}" for process in seen.processes)
+            raise NotServing("processes of ours are left", node=name, next_move="end them: kill PID", evidence=shown)
+    if not json:
+        answer("no process of ours is left on " + ", ".join(left))
+
+
+@task(help={"cluster": HELP["cluster"], "json": HELP["json"]})
+@command
+def status(_: Context, cluster: str = "", json: bool = False) -> None:
+    """Show nodes, releases, units, Ray and the API on one screen."""
+    chosen = chosen_cluster(cluster)
+    with Hosts(chosen) as hosts:
+        seen = look(chosen, load_profile(chosen.profile), hosts)
+    answer_json(as_data(seen)) if json else answer(table(seen))
+
+
+@task(
+    help={"cluster": HELP["cluster"], "follow": "go on as lines come (Ctrl-C ends it)", "lines": "lines of each node"},
+)
+@command
+def logs(_: Context, cluster: str = "", follow: bool = False, lines: int = 200) -> None:
+    """Show the journals of our units on all nodes, merged by time."""
+    chosen = chosen_cluster(cluster)
+    with Hosts(chosen) as hosts:
+        if follow:
+            journals.follow(chosen, hosts, lines, answer)
+        else:
+            answer("\n".join(journals.merged(chosen, hosts, lines)) or "no lines yet")
+
+
+@task(help={"prompt": "what to ask", "cluster": HELP["cluster"], "profile": HELP["profile"], "json": HELP["json"]})
+@command
+def chat(_: Context, prompt: str, cluster: str = "", profile: str = "", json: bool = False) -> None:
+    """Ask the model and print its answer as it comes."""
+    chosen = chosen_cluster(cluster)
+    name = load_profile(profile or chosen.profile).served_names[0]
+    if json:
+        answer_json(ask(chosen, name, prompt, lambda _: None))
+        return
+    ask(chosen, name, prompt, lambda piece: print(piece, end="", flush=True))
+    print()

@@ -1,0 +1,25 @@
+"""May this wheel enter this stack? Each gate is a named function that raises BuildFailed with its own message."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from core.errors import BuildFailed
+
+
+def require_files(wheel: Path, names: tuple[str, ...]) -> None:
+    """Refuse a wheel that is no intact zip or lacks a file that its recipe promises."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            broken = archive.testzip()
+            present = set(archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise BuildFailed(f"{wheel.name} is not a zip file: {error}", next_move="build it again") from error
+    if broken:
+        raise BuildFailed(f"{wheel.name}: {broken} in it is damaged", next_move="build it again")
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise BuildFailed(
+            f"{wheel.name} lacks {', '.join(missing)}", next_move="read the build's lines: a part was left out silently"
+        )
