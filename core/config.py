@@ -154,8 +154,8 @@ class Cluster(Model):
                 return node
         names = [node.name for node in self.nodes]
         raise ConfigError(
-            f"cluster {self.name} has no node {name!r}",
-            next_move=f"use one of {', '.join(names)}{nearest(name, names)}",
+            f"cluster {self.name} has no node {name!r}{nearest(name, names)}",
+            next_move=f"use one of: {', '.join(names)}",
         )
 
     @model_validator(mode="after")
