@@ -47,6 +47,8 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 HostKey /etc/ssh/ssh_host_ed25519_key
 """
+GROUPS = "adm,systemd-journal"
+"""Of the user, as Ubuntu's first user has them: logs can be read without sudo."""
 INTERFACES = {"management": "host0", "fabric": "fab0"}
 """What the links are called inside a machine."""
 
@@ -121,12 +123,11 @@ def _write(root: Path, entries: Mapping[str, Entry]) -> None:
 def _make_user(root: Path, cluster: Cluster, node: Node) -> None:
     chroot = ["chroot", str(root)]
     if run([*chroot, "id", "--user", cluster.user], check=False).code != 0:
-        run([*chroot, "useradd", "--create-home", "--shell", "/bin/bash", "--password", "*", cluster.user])
+        run([*chroot, "useradd", "--create-home", "--shell", "/bin/bash", cluster.user])
+    run([*chroot, "usermod", "--append", "--groups", GROUPS, "--password", "*", cluster.user])
     if asks_password(cluster, node):
         password = password_file(cluster).read_text(encoding="utf-8").strip()
         run([*chroot, "chpasswd"], stdin=f"{cluster.user}:{password}\n")
-    else:
-        run([*chroot, "usermod", "--password", "*", cluster.user])
     public = Path(f"{identity(cluster)}.pub").read_text(encoding="utf-8")
     home = f"/home/{cluster.user}/.ssh"
     run([*chroot, "install", "-d", "-m", "700", "-o", cluster.user, "-g", cluster.user, home])

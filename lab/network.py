@@ -80,19 +80,16 @@ def check_free(cluster: Cluster) -> None:
 
 
 def up(cluster: Cluster) -> bool:
-    """Make what is missing of the fences and bridges; return whether something was."""
+    """Make what is missing of the fences and bridges; return whether something was. LabError as in `check_free`."""
     check_free(cluster)
-    made = [_fence(cluster, kind) for kind in networks(cluster)]
-    made += [_bridge(cluster, kind) for kind in networks(cluster)]
+    made = [fence(cluster), *(_bridge(cluster, kind) for kind in networks(cluster))]
     _let_bridged_traffic_pass(cluster)
     return any(made)
 
 
 def down(cluster: Cluster) -> list[str]:
-    """Remove the bridges and keep the fences; return what was removed."""
+    """Remove the bridges, not the fences; return what was removed."""
     removed = []
-    for kind in networks(cluster):
-        _fence(cluster, kind)
     for rule in _pass_rules(cluster):
         if _has_rule(rule):
             run(["iptables", "-w", "-D", "FORWARD", *rule])
@@ -102,6 +99,11 @@ def down(cluster: Cluster) -> list[str]:
             run(["ip", "link", "delete", bridge(cluster, kind)])
             removed.append(f"bridge {bridge(cluster, kind)} ({kind})")
     return removed
+
+
+def fence(cluster: Cluster) -> bool:
+    """Set the `unreachable` routes; return whether one was missing."""
+    return any([_fence(cluster, kind) for kind in networks(cluster)])
 
 
 def unfence(cluster: Cluster) -> list[str]:

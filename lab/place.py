@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,22 +167,31 @@ def held(lock: Path) -> bool:
         return False
     with lock.open("rb") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
 
 
 @contextmanager
-def hold(lock: Path) -> Iterator[bool]:
-    """Hold the lock file and give True, or give False when another process has it; it lasts over a fork."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def hold(lock: Path, seconds: float = 1) -> Iterator[bool]:
+    """Hold the lock file and give True, or give False when another process has it; it lasts over a fork.
+
+    It is tried for some time, because whoever looks whether it is held (`held`) has it for a moment.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        deadline = time.monotonic() + seconds
+        while not (ours := _flock(descriptor)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield ours
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""What a test holds in its hand: two running machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.config import Cluster
+from core.process import Completed
+from lab import lifecycle, power
+from lab.lifecycle import MachineStatus
+from lab.place import Place
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Two running machines; ``said`` is what the lab reported."""
+
+    cluster: Cluster
+    said: list[str] = field(default_factory=list)
+
+    def place(self, name: str) -> Place:
+        """Return where a machine lies."""
+        return Place(self.cluster, self.cluster.node(name))
+
+    def ssh(self, name: str, command: str, timeout: float = 60) -> Completed:
+        """Run a shell line in a machine as the cluster's user; the code is not checked."""
+        return power.ssh(self.place(name), command, timeout=timeout)
+
+    def output(self, name: str, command: str) -> str:
+        """Return what a shell line prints in a machine; it must end with 0."""
+        done = self.ssh(name, command)
+        assert done.code == 0, done
+        return done.out.strip()
+
+    def up(self) -> None:
+        """Bring everything into order."""
+        lifecycle.up(self.cluster, self.said.append)
+
+    def status(self, name: str) -> MachineStatus:
+        """Look at one machine."""
+        return next(status for status in lifecycle.status(self.cluster) if status.name == name)
