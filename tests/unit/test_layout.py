@@ -7,7 +7,6 @@ import re
 import statistics
 import sys
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,14 +31,13 @@ class Module:
     text: str
     tree: ast.Module
 
-    def imports(self) -> Iterator[str]:
-        """Name every module that this one imports."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{self.path}: relative import"
-                yield str(node.module)
+    def tops(self) -> set[str]:
+        """Name the top packages that this one imports."""
+        imports = [node for node in ast.walk(self.tree) if isinstance(node, ast.Import)]
+        members = [node for node in ast.walk(self.tree) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level for node in members), f"{self.path}: relative import"
+        names = {alias.name for node in imports for alias in node.names} | {str(node.module) for node in members}
+        return {name.split(".")[0] for name in names}
 
 
 @cache
@@ -53,60 +51,54 @@ def modules() -> tuple[Module, ...]:
     )
 
 
-def every(name: str = "") -> pytest.MarkDecorator:
-    chosen = [module for module in modules() if module.room == name or not name]
-    return pytest.mark.parametrize("module", chosen, ids=lambda module: module.path)
+def test_imports_run_downwards_only() -> None:
+    upwards = [
+        f"{module.path} imports {name}"
+        for module in modules()
+        for name in module.tops() & FLOORS.keys() - {module.room}
+        if FLOORS[name] >= FLOORS[module.room]
+    ]
+    assert not upwards, "tasks → serve → build, deploy → wheels, lab → core"
 
 
-@every()
-def test_imports_run_downwards_only(module: Module) -> None:
-    rooms = {name.split(".")[0] for name in module.imports()} & FLOORS.keys()
-    upwards = [room for room in rooms - {module.room} if FLOORS[room] >= FLOORS[module.room]]
-    assert not upwards, f"{module.path} imports {upwards}: tasks → serve → build, deploy → wheels, lab → core"
+@pytest.mark.parametrize(
+    ("library", "door"),
+    [("fabric", "core/remote.py"), ("paramiko", "core/remote.py"), ("subprocess", "core/process.py")],
+)
+def test_a_library_has_one_door(library: str, door: str) -> None:
+    assert [module.path for module in modules() if library in module.tops()] == [door]
 
 
-@every()
-def test_fabric_is_imported_in_one_place(module: Module) -> None:
-    tops = {name.split(".")[0] for name in module.imports()}
-    assert not tops & {"fabric", "paramiko"} or module.path == "core/remote.py"
-
-
-@every()
-def test_processes_start_in_one_place(module: Module) -> None:
-    tops = {name.split(".")[0] for name in module.imports()}
-    assert "subprocess" not in tops or module.path == "core/process.py", "use core.process"
-
-
-@every()
-def test_what_is_imported_is_declared(module: Module) -> None:
+def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    lines = [*project["project"]["dependencies"], *project["dependency-groups"]["build"]]
-    declared = {re.split(r"[<>=\[ ]", line)[0].lower() for line in lines}
-    tops = {name.split(".")[0] for name in module.imports()} - sys.stdlib_module_names - FLOORS.keys()
-    undeclared = {top for top in tops if top.replace("_", "-") not in declared}
-    assert not undeclared or module.path in RUN_ON_NODES, f"{module.path} imports {undeclared}, which pyproject.toml does not name"
+    declared = {re.split(r"[<>=\[ ]", line)[0].lower() for line in project["project"]["dependencies"]}
+    undeclared = [
+        f"{module.path} imports {name}"
+        for module in modules()
+        for name in module.tops() - sys.stdlib_module_names - FLOORS.keys()
+        if name not in declared and module.path not in RUN_ON_NODES
+    ]
+    assert not undeclared, "name it in pyproject.toml, then `make lock`"
 
 
-@every()
-def test_no_error_is_caught_wholesale(module: Module) -> None:
-    handlers = [node for node in ast.walk(module.tree) if isinstance(node, ast.ExceptHandler)]
-    for handler in handlers:
-        caught = {name.id for name in ast.walk(handler.type) if isinstance(name, ast.Name)} if handler.type else set()
-        assert handler.type, f"{module.path}:{handler.lineno} catches everything"
-        assert "Exception" not in caught, f"{module.path}:{handler.lineno}"
-        passed_on = isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
-        assert "BaseException" not in caught or passed_on, f"{module.path}:{handler.lineno} keeps what it caught"
+def test_no_error_is_caught_wholesale() -> None:
+    """BaseException may be looked at on its way out, nothing more."""
+    offenders = []
+    for module in modules():
+        for handler in (node for node in ast.walk(module.tree) if isinstance(node, ast.ExceptHandler)):
+            caught = {name.id for name in ast.walk(handler.type or ast.Name("Exception")) if isinstance(name, ast.Name)}
+            passed_on = isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+            if "Exception" in caught or ("BaseException" in caught and not passed_on):
+                offenders.append(f"{module.path}:{handler.lineno}")
+    assert not offenders
 
 
-@every()
-def test_a_module_says_what_it_is(module: Module) -> None:
-    assert ast.get_docstring(module.tree)
+def test_a_module_says_what_it_is() -> None:
+    assert not [module.path for module in modules() if not ast.get_docstring(module.tree)]
 
 
-@every()
-def test_a_file_stays_short(module: Module) -> None:
-    lines = module.text.count("\n")
-    assert lines <= 400
+def test_files_stay_short() -> None:
+    assert not {module.path: lines for module in modules() if (lines := module.text.count("\n")) > 400}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -135,6 +127,12 @@ def test_git_ignores_what_is_made(path: str) -> None:
 
 def test_no_tests_hide_in_a_folder_that_pytest_skips() -> None:
     assert not [path for path in (ROOT / "tests").rglob("*") if path.is_dir() and path.name in {"build", "dist"}]
+
+
+def test_every_test_is_in_a_folder_that_runs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = [ROOT / path for path in project["tool"]["pytest"]["ini_options"]["testpaths"]]
+    assert not [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent not in folders]
 
 
 def test_the_root_is_not_installable() -> None:
