@@ -1,9 +1,8 @@
 # Two commands on a fresh Debian or Ubuntu host with root (or sudo), git, make and python3: `make demo`, `make test`.
 PYTHON ?= python3
 RUN := .venv/bin/
-
-# .venv is ours: an environment that happens to be active has no say
-unexport VIRTUAL_ENV
+# local machines need root
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || { command -v sudo > /dev/null && echo sudo -E; })
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -16,20 +15,20 @@ ready-for-machines:  # the question mark: without root and sudo go on, tests on 
 
 demo:  ## two local machines, three commands, one answer
 	@$(PYTHON) -m core.bootstrap build lab
-	@$(RUN)invoke demo
+	@$(AS_ROOT) $(RUN)invoke demo
 
 clean-demo: setup  ## remove the demo's machines, bridges, routes, rules and units
-	@$(RUN)invoke lab.down --cluster local
+	@$(AS_ROOT) $(RUN)invoke lab.clean --cluster local
 
 lint: setup  ## ruff and mypy
 	$(RUN)ruff check .
 	$(RUN)mypy
 
 test: ready-for-machines lint  ## every test, those on two local machines too
-	$(RUN)pytest -m "not long"
+	$(AS_ROOT) $(RUN)pytest -m "not long"
 
 test-long: ready-for-machines lint  ## the long runs as well
-	$(RUN)pytest
+	$(AS_ROOT) $(RUN)pytest
 
 lock: setup  ## resolve requirements-controller.lock again from pyproject.toml
 	$(RUN)uv --no-config pip compile --universal --generate-hashes --python-version 3.11 \

@@ -178,7 +178,6 @@ def main(names: Sequence[str]) -> int:
     say = _clock()
     try:
         _right_python(names)
-        LOG.parent.mkdir(parents=True, exist_ok=True)
         with _alone(say):
             host = Host.here()
             packages = wanted(read_groups(PACKAGES), ["controller", *possible(names, host)], venv_package())
@@ -209,8 +208,8 @@ def _right_python(names: Sequence[str]) -> None:
 
 @contextmanager
 def _alone(say: Say) -> Iterator[None]:
-    """Hold a lock: two `make` in one folder would make the same .venv."""
-    with (LOG.parent.parent / "bootstrap.lock").open("w") as file:
+    """Let one at a time through: two `make` in one folder would make the same .venv."""
+    with LOCK.open() as file:  # only read, so that a run with all in place writes nothing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
