@@ -103,7 +103,10 @@ def down(cluster: Cluster) -> list[str]:
 
 def fence(cluster: Cluster) -> bool:
     """Set the `unreachable` routes; return whether one was missing."""
-    return any([_fence(cluster, kind) for kind in networks(cluster)])
+    absent = [kind for kind in networks(cluster) if not fenced(cluster, kind)]
+    for kind in absent:
+        run(["ip", "route", "add", *_fence_route(cluster, kind)])
+    return bool(absent)
 
 
 def unfence(cluster: Cluster) -> list[str]:
@@ -180,13 +183,6 @@ def _ip(what: str) -> list[dict[str, Any]]:
 
 def _fence_route(cluster: Cluster, kind: Kind) -> list[str]:
     return ["unreachable", str(getattr(cluster, kind).subnet), "metric", str(FENCE_METRIC)]
-
-
-def _fence(cluster: Cluster, kind: Kind) -> bool:
-    if fenced(cluster, kind):
-        return False
-    run(["ip", "route", "add", *_fence_route(cluster, kind)])
-    return True
 
 
 def _bridge(cluster: Cluster, kind: Kind) -> bool:
