@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from core import process
 from core.config import WORK
 from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
-from core.plan import Call, Later, Plan, Poll, Push, Run, Stage, Step, Write, as_unit, command_of, shortened
+from core.plan import Call, Later, Plan, Poll, Pull, Push, Run, Stage, Step, Write, as_unit, command_of, shortened
 from core.process import Completed
 from core.remote import Host, Hosts
 from core.screen import Row, Screen
@@ -148,6 +148,9 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:
             host.write(step.path, step.content, mode=step.mode, privileged=step.privileged)
         case Push():
             host.push(step.sources, step.destination, on_line)
+        case Pull():
+            step.destination.mkdir(parents=True, exist_ok=True)
+            host.pull(step.source, step.destination, on_line)
         case Poll():
             _poll(step, host, on_line)
         case Call():

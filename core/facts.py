@@ -59,6 +59,8 @@ class NodeFacts:
     partial: frozenset[str]
     current: str | None
     model_files: Mapping[str, int]
+    model_origin: Mapping[str, Any] | None
+    """What the lab's trainer notes beside a model it made; None for any other model."""
     units: Mapping[str, parsers.Unit]
     files: Mapping[str, str]
     """Path to content of the suite's own units and environment files."""
@@ -184,6 +186,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "mtu": ["/sys/class/net/*/mtu"],
             "speed": ["/sys/class/net/*/speed"],
             "complete": [f"{root}/releases/*/complete.json"],
+            "model_origin": [f"{model}/sparkstack.json"],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
         },
     }
@@ -277,6 +280,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         partial=frozenset(reader.text("releases").split()) - set(reader.releases()),
         current=parsers.release_of_link(reader.text("current")),
         model_files=parsers.names_and_sizes(reader.text("model")),
+        model_origin=json.loads(reader.file("model_origin") or "null"),
         units=parsers.units(reader.text("units") + "\n" + reader.text("install")),
         files=reader.files("own"),
         processes=parsers.processes(reader.text("processes")),

@@ -65,6 +65,14 @@ class Push(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pull(Common):
+    """Make a folder of this host equal to a folder of the node (rsync)."""
+
+    source: PurePosixPath
+    destination: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Poll(Common):
     """Run ``argv`` again and again until ``accept`` is true of what it answers.
 
@@ -94,7 +102,7 @@ class Later(Common):
     shown: str = ""
 
 
-Step: TypeAlias = Run | Write | Push | Poll | Call | Later
+Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Later
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,8 @@ def command_of(step: Step) -> str:
             names = ", ".join(source.name for source in step.sources[:3])
             more = f" and {len(step.sources) - 3} more" if len(step.sources) > 3 else ""
             return f"rsync {names}{more} ({megabytes(step.size)}) to {step.destination}"
+        case Pull():
+            return f"rsync {step.node}:{step.source}/ to {step.destination}"
         case Poll():
             return f"every {step.interval:g} s, up to {step.timeout:g} s: {shlex.join(step.argv)}"
         case Call() | Later():

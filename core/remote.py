@@ -57,7 +57,10 @@ class Host(Protocol):
         """Replace the file at ``path`` atomically."""
 
     def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
-        """Copy files into the folder ``destination``, resuming and skipping what is there."""
+        """Copy files and folders into the folder ``destination``, resuming and skipping what is there."""
+
+    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
+        """Make the local folder ``destination`` equal to the folder ``source``."""
 
     def close(self) -> None:
         """End every connection; commands under way fail."""
@@ -131,11 +134,23 @@ class LocalHost:
         argv = ["rsync", *_RSYNC_FLAGS, *map(str, sources), f"{destination}/"]
         _checked(self.name, process.follow(argv, on_line, check=False))
 
+    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
+        """Make the folder ``destination`` equal to ``source``."""
+        argv = ["rsync", *_RSYNC_FLAGS, "--delete", f"{source}/", f"{destination}/"]
+        _checked(self.name, process.follow(argv, on_line, check=False))
+
     def close(self) -> None:
         """Nothing is open."""
 
 
-_RSYNC_FLAGS = ("--times", "--chmod=F644", "--partial-dir=.partial", "--info=progress2", "--no-inc-recursive")
+_RSYNC_FLAGS = (
+    "--recursive",
+    "--times",
+    "--chmod=D755,F644",
+    "--partial-dir=.partial",
+    "--info=progress2",
+    "--no-inc-recursive",
+)
 
 
 class SshHost:
@@ -188,13 +203,23 @@ class SshHost:
 
     def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
         """Copy files into ``destination`` with rsync over the same key and known hosts."""
+        self._rsync([*map(str, sources), f"{self._address}:{destination}/"], on_line)
+
+    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
+        """Make the local folder ``destination`` equal to the node's ``source``."""
+        self._rsync(["--delete", f"{self._address}:{source}/", f"{destination}/"], on_line)
+
+    @property
+    def _address(self) -> str:
+        return f"{self._cluster.user}@{self._node.management}"
+
+    def _rsync(self, arguments: Sequence[str], on_line: OnLine) -> None:
         self.run(["true"])  # a refused key or host key is told apart here, better than from rsync's code
-        address = f"{self._cluster.user}@{self._node.management}:{destination}/"
-        argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *_RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv())]
-        done = process.follow([*argv, *map(str, sources), address], on_line, check=False)
+        argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *_RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
+        done = process.follow(argv, on_line, check=False)
         # https://download.samba.org/pub/rsync/rsync.1#EXIT_VALUES: 10, 12, 30, 35 and ssh's own 255 are the connection's
         if done.code in (10, 12, 30, 35, 255) and "No space left" not in done.out:
-            self._lost("the connection broke during the push", done.tail(5))
+            self._lost("the connection broke during the transfer", done.tail(5))
         _checked(self.name, done)
 
     def ssh_argv(self) -> list[str]:

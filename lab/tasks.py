@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from invoke.context import Context
 from invoke.tasks import task
 
-from core.choice import chosen_cluster
-from core.command import answer, answer_json, command
+from core.choice import chosen_cluster, stack_of
+from core.command import Options, answer, answer_json, command, converge
+from core.config import load_profile
+from core.facts import Question
 from core.screen import Screen
 from lab import lifecycle
+from lab.training import plan_model
 
 HELP = {"cluster": "which cluster's machines (config/clusters); it needs a [lab] table"}
 
@@ -79,3 +84,24 @@ def kill(_: Context, node: str, cluster: str = "local") -> None:
 def boot(_: Context, node: str, cluster: str = "local") -> None:
     """Switch a machine on again."""
     lifecycle.boot(chosen_cluster(cluster), node, Screen().line)
+
+
+@task(
+    help={
+        **HELP,
+        "profile": "the profile that serves it (config/profiles)",
+        "dry-run": "show the plan and stop",
+        "json": "answer as JSON",
+        "facts": "plan from a saved file, without touching a node",
+    }
+)
+@command
+def model(
+    _: Context, cluster: str = "local", profile: str = "", dry_run: bool = False, json: bool = False, facts: str = ""
+) -> None:
+    """Train the tiny model of twenty answers on the head, and bring it to every node."""
+    chosen = chosen_cluster(cluster)
+    wanted, stack = load_profile(profile or chosen.profile), stack_of(chosen)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    question = Question(profile=wanted, packages=stack.packages)
+    converge("lab.model", chosen, question, lambda seen: plan_model(chosen, stack, wanted, seen), options)
