@@ -12,3 +12,8 @@ class CpuRayPlatform(CpuPlatform):
     """
 
     ray_device_key: str = "GPU"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """Return the communicator that looks whether its ranks share a machine."""
+        return "sparkstack_vllm_ray_cpu.communicator.MachineAwareCommunicator"
