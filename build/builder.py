@@ -17,11 +17,12 @@ from build.index import IndexPart, fetch_steps, requirements_file, requirements_
 from build.recipe import Recipe, environment, expected_files, expected_wheel, load_recipe, source_hash
 from core.config import ROOT, WORK, Stack
 from core.errors import BuildFailed
+from core.host import CONTROLLER
 from core.plan import Call, Later, Plan, Report, Run, Step, Write, make_plan
-from core.remote import CONTROLLER
 from wheels.gates import require_files
 from wheels.lock import Locked
-from wheels.manifest import Manifest, Target, Wheel, damaged, describe, folder, save
+from wheels.manifest import Manifest, Wheel, damaged, describe, folder, save
+from wheels.target import Target
 
 BUILD_TIMEOUT = 6 * 3600
 

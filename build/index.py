@@ -11,10 +11,10 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from core.config import ROOT, Index, Stack
+from core.host import CONTROLLER
 from core.plan import Run
-from core.remote import CONTROLLER
 from wheels.lock import Locked, for_target, read_lock
-from wheels.manifest import Target
+from wheels.target import Target
 
 OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
 """Minor version of glibc 2 from which manylinux tags exist (PEP 600)."""

@@ -17,10 +17,10 @@ from core.command import Options, command, converge
 from core.config import Cluster, Stack
 from core.errors import UsageError
 from core.facts import Facts, Question
+from core.host import CONTROLLER
 from core.plan import Plan
-from core.remote import CONTROLLER
-from deploy.doctor import common_target
 from wheels.manifest import load
+from wheels.target import common_target
 
 
 @task(

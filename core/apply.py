@@ -16,9 +16,10 @@ from time import monotonic, sleep
 from core import process
 from core.config import WORK
 from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
+from core.host import Host
 from core.plan import Call, Later, Plan, Poll, Pull, Push, Run, Stage, Step, Write, as_unit, command_of, shortened
 from core.process import Completed
-from core.remote import Host, Hosts
+from core.remote import Hosts
 from core.screen import Row, Screen
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from core import parsers
 from core.config import Address, Cluster, Node, Profile, Subnet
 from core.errors import ConfigError, FactsError
-from core.remote import Host, Hosts
+from core.host import Host
+from core.remote import Hosts
 
 Raw = Mapping[str, Any]
 """One fact of a capture: {"code": exit code, "out": text} or, of files, {"files": {path: text}}."""
@@ -84,7 +85,7 @@ Facts = Mapping[str, NodeFacts]
 
 @dataclass(frozen=True)
 class Question:
-    """What a probe asks beyond the machine itself: a profile's model, packages, and how the head is asked for a token."""
+    """What a probe asks beyond the machine itself: a profile's model, packages, and how to ask the head for a token."""
 
     profile: Profile | None = None
     packages: tuple[str, ...] = ()
@@ -207,7 +208,8 @@ request = json.loads(sys.argv[1])
 facts = {}
 for name, argv in request["commands"].items():
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20)
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+        done = subprocess.run(argv, timeout=20, **options)
         facts[name] = {"code": done.returncode, "out": done.stdout}
     except (OSError, subprocess.TimeoutExpired) as error:
         facts[name] = {"code": 127, "out": "", "error": str(error)}

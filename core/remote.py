@@ -1,4 +1,4 @@
-"""A node, here or over SSH: run, write, push. The only importer of fabric.
+"""A node over SSH, and the nodes of a cluster together. The only importer of fabric.
 
 Host keys are verified against the cluster's own known_hosts and nothing else; commands are argv lists that are quoted
 in one place; the sudo password is asked once a run, kept in memory and goes over stdin.
@@ -6,151 +6,35 @@ in one place; the sudo password is asked once a run, kept in memory and goes ove
 
 from __future__ import annotations
 
-import getpass
-import os
-import secrets
 import shlex
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import NoReturn, Protocol
 
 import paramiko
 from fabric import Config, Connection
 from invoke.exceptions import AuthFailure, CommandTimedOut
-from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, NoValidConnectionsError, SSHException
+from paramiko.ssh_exception import AuthenticationException, BadHostKeyException, SSHException
 
 from core import process
 from core.config import ROOT, Cluster, Node
-from core.errors import AuthenticationRefused, CommandFailed, HostKeyRefused, NodeUnreachable, UnfitNode
+from core.errors import (
+    AuthenticationRefused,
+    CommandFailed,
+    HostKeyRefused,
+    NodeUnreachable,
+    SparkstackError,
+    UnfitNode,
+)
+from core.host import CONTROLLER, RSYNC_FLAGS, Host, OnLine, SudoPassword, checked, install, temporary_path
+from core.local import LocalHost
 from core.process import Completed
 
-CONTROLLER = "controller"
-"""The name of this host in a plan, beside the nodes' names."""
 CONNECT_TIMEOUT = 10
 SILENCE_LIMIT = 20
 """Seconds without any answer after which a connection counts as lost."""
-
-OnLine = Callable[[str], None]
-
-
-class Host(Protocol):
-    """One machine that steps run on."""
-
-    name: str
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        privileged: bool = False,
-        check: bool = True,
-        timeout: float = 120,
-        on_line: OnLine | None = None,
-    ) -> Completed:
-        """Run ``argv``; raise CommandFailed on a code other than 0 unless ``check`` is off."""
-
-    def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
-        """Replace the file at ``path`` atomically."""
-
-    def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
-        """Copy files and folders into the folder ``destination``, resuming and skipping what is there."""
-
-    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
-        """Make the local folder ``destination`` equal to the folder ``source``."""
-
-    def close(self) -> None:
-        """End every connection; commands under way fail."""
-
-
-class SudoPassword:
-    """The sudo password of a run: asked once, when it is first needed, and kept in memory only."""
-
-    def __init__(self, askpass: Path | None) -> None:
-        self._askpass = askpass
-        self._lock = Lock()
-        self._value: str | None = None
-
-    def __call__(self, node: str) -> str:
-        """Return the password; ``node`` is named in the prompt."""
-        with self._lock:
-            if self._value is None:
-                self._value = self._ask(node)
-            return self._value
-
-    def _ask(self, node: str) -> str:
-        program = self._askpass or os.environ.get("SUDO_ASKPASS")
-        if program:
-            return process.run([str(ROOT / program)]).out.rstrip("\n")
-        if not sys.stdin.isatty():
-            raise AuthenticationRefused(
-                "sudo asks for a password and there is no terminal to ask on",
-                node=node,
-                next_move="set SUDO_ASKPASS to a program that prints it, or run this in a terminal",
-            )
-        return getpass.getpass(f"sudo password on {node}: ")
-
-
-class LocalHost:
-    """This host as a node."""
-
-    def __init__(self, name: str, password: SudoPassword) -> None:
-        self.name = name
-        self._password = password
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        privileged: bool = False,
-        check: bool = True,
-        timeout: float = 120,
-        on_line: OnLine | None = None,
-    ) -> Completed:
-        """Run ``argv`` here."""
-        stdin = None
-        if privileged and os.geteuid() != 0:
-            needs_password = process.run(["sudo", "-kn", "true"], check=False).code != 0
-            stdin = self._password(self.name) + "\n" if needs_password else None
-            argv = ["sudo", "-k", "-S", "-p", "", "--", *argv]
-        if on_line is not None and stdin is None:
-            done = process.follow(argv, on_line, check=False, timeout=timeout)
-        else:
-            done = process.run(argv, check=False, timeout=timeout, stdin=stdin)
-        return _checked(self.name, done) if check else done
-
-    def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
-        """Replace the file at ``path`` atomically."""
-        temporary = Path(f"/tmp/sparkstack-{secrets.token_hex(8)}")  # noqa: S108 - random name, created with O_EXCL
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(content)
-        _install(self, str(temporary), path, mode, privileged=privileged)
-
-    def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
-        """Copy files into ``destination``."""
-        argv = ["rsync", *_RSYNC_FLAGS, *map(str, sources), f"{destination}/"]
-        _checked(self.name, process.follow(argv, on_line, check=False))
-
-    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
-        """Make the folder ``destination`` equal to ``source``."""
-        argv = ["rsync", *_RSYNC_FLAGS, "--delete", f"{source}/", f"{destination}/"]
-        _checked(self.name, process.follow(argv, on_line, check=False))
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-_RSYNC_FLAGS = (
-    "--recursive",
-    "--times",
-    "--chmod=D755,F644",
-    "--partial-dir=.partial",
-    "--info=progress2",
-    "--no-inc-recursive",
-)
 
 
 class SshHost:
@@ -188,18 +72,18 @@ class SshHost:
                 result = connection.run(command, **options)
         done = Completed(tuple(argv), result.exited, result.stdout, result.stderr.replace(_PROMPT, ""))
         if done.code == -1:
-            self._lost("the connection broke while a command ran")
-        return _checked(self.name, done) if check else done
+            raise self._lost("the connection broke while a command ran")
+        return checked(self.name, done) if check else done
 
     def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
         """Replace the file at ``path`` atomically: to a temporary name over SFTP, then `install` and rename."""
-        temporary = f"/tmp/sparkstack-{secrets.token_hex(8)}"  # noqa: S108 - random name, opened with O_EXCL
+        temporary = temporary_path()
         with (
             self._named_errors(f"write {path}", CONNECT_TIMEOUT),
             self._connected().sftp().open(temporary, "wx") as file,
         ):
             file.write(content.encode())
-        _install(self, temporary, path, mode, privileged=privileged)
+        install(self, temporary, path, mode, privileged=privileged)
 
     def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
         """Copy files into ``destination`` with rsync over the same key and known hosts."""
@@ -215,12 +99,12 @@ class SshHost:
 
     def _rsync(self, arguments: Sequence[str], on_line: OnLine) -> None:
         self.run(["true"])  # a refused key or host key is told apart here, better than from rsync's code
-        argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *_RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
+        argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
         done = process.follow(argv, on_line, check=False)
-        # https://download.samba.org/pub/rsync/rsync.1#EXIT_VALUES: 10, 12, 30, 35 and ssh's own 255 are the connection's
+        # https://download.samba.org/pub/rsync/rsync.1#EXIT_VALUES: 10, 12, 30, 35, and ssh's 255, are the connection's
         if done.code in (10, 12, 30, 35, 255) and "No space left" not in done.out:
-            self._lost("the connection broke during the transfer", done.tail(5))
-        _checked(self.name, done)
+            raise self._lost("the connection broke during the transfer", done.tail(5))
+        checked(self.name, done)
 
     def ssh_argv(self) -> list[str]:
         """Return the ssh command (without the address) that holds to the same rules as our own connections."""
@@ -287,49 +171,52 @@ class SshHost:
         """Turn what paramiko and fabric raise into our errors."""
         try:
             yield
-        except BadHostKeyException as error:
-            raise _changed_key(self._cluster, self._node, error) from error
-        except AuthenticationException as error:
-            self._refused(error)
-        except AuthFailure as error:
-            raise AuthenticationRefused(
-                f"sudo refused the password of {self._cluster.user}", node=self.name, next_move="check it and run again"
-            ) from error
-        except CommandTimedOut as error:
-            raise CommandFailed(
-                f"`{command[:200]}` did not end within {timeout:.0f} s",
-                node=self.name,
-                next_move="look at the node's load and disk, then run the same command again",
-            ) from error
-        except (NoValidConnectionsError, OSError, EOFError) as error:
-            if self._connection is not None and self._connection.is_connected:
-                self._not_written(command, error)
-            self._lost(f"no SSH connection to {self._node.management} port {self._node.ssh_port}", str(error))
-        except SSHException as error:
-            if "authentication" in str(error).lower():
-                self._refused(error)
-            self._lost("the SSH connection failed", str(error))
+        except (AuthFailure, CommandTimedOut) as error:
+            raise self._of_fabric(error, command, timeout) from error
+        except (SSHException, OSError, EOFError) as error:
+            raise self._of_ssh(error, command) from error
 
-    def _refused(self, error: Exception) -> NoReturn:
+    def _of_fabric(self, error: AuthFailure | CommandTimedOut, command: str, timeout: float) -> SparkstackError:
+        if isinstance(error, AuthFailure):
+            return AuthenticationRefused(
+                f"sudo refused the password of {self._cluster.user}", node=self.name, next_move="check it and run again"
+            )
+        return CommandFailed(
+            f"`{command[:200]}` did not end within {timeout:.0f} s",
+            node=self.name,
+            next_move="look at the node's load and disk, then run the same command again",
+        )
+
+    def _of_ssh(self, error: Exception, command: str) -> SparkstackError:
+        if isinstance(error, BadHostKeyException):
+            return _changed_key(self._cluster, self._node, error)
+        # paramiko says "No authentication methods available" with its general exception
+        if isinstance(error, AuthenticationException) or "authentication" in str(error).lower():
+            return self._refused(error)
+        if self._connection is not None and self._connection.is_connected:
+            return self._not_written(command, error)
+        return self._lost(f"no SSH connection to {self._node.management} port {self._node.ssh_port}", str(error))
+
+    def _refused(self, error: Exception) -> AuthenticationRefused:
         key = self._cluster.identity or "the keys of the SSH agent and ~/.ssh"
         user, address = self._cluster.user, self._node.management
-        raise AuthenticationRefused(
+        return AuthenticationRefused(
             f"{user}@{address} does not accept {key}",
             node=self.name,
             next_move=f"put the public key there: ssh-copy-id {user}@{address}",
             evidence=str(error),
-        ) from error
+        )
 
-    def _not_written(self, command: str, error: Exception) -> NoReturn:
+    def _not_written(self, command: str, error: Exception) -> UnfitNode:
         """SFTP says a full disk as "Failure" (its protocol has no code for it), other causes by name."""
-        raise UnfitNode(
+        return UnfitNode(
             f"{command} failed: {error}",
             node=self.name,
             next_move="look at free disk space (df -h) and permissions on the node, then run the same command again",
-        ) from error
+        )
 
-    def _lost(self, cause: str, evidence: str = "") -> NoReturn:
-        raise NodeUnreachable(
+    def _lost(self, cause: str, evidence: str = "") -> NodeUnreachable:
+        return NodeUnreachable(
             cause,
             node=self.name,
             next_move="check power, cable and address; the same command goes on where this one stopped",
@@ -423,34 +310,9 @@ def scan_host_key(cluster: Cluster, node: Node) -> str:
 
 def _changed_key(cluster: Cluster, node: Node, error: BadHostKeyException) -> HostKeyRefused:
     return HostKeyRefused(
-        f"the host key of {node.management} has CHANGED: {error.key.fingerprint}, enrolled {error.expected_key.fingerprint}",
+        f"the host key of {node.management} has CHANGED: it is {error.key.fingerprint}, "
+        f"enrolled is {error.expected_key.fingerprint}",
         node=node.name,
         next_move="find out why (reinstalled? another machine at that address?), then "
         f"invoke trust --cluster {cluster.name} --node {node.name} --replace",
-    )
-
-
-def _install(host: Host, temporary: str, path: PurePosixPath, mode: int, *, privileged: bool) -> None:
-    """Move a temporary file to ``path``: copy beside it, sync, rename."""
-    beside = f"{path}.sparkstack-new"
-    script = 'install -m "$1" "$2" "$3" && sync "$3" && mv -T "$3" "$4"; code=$?; rm -f "$2"; exit $code'
-    host.run(["sh", "-c", script, "sh", f"{mode:o}", temporary, beside, str(path)], privileged=privileged)
-
-
-def _checked(node: str, done: Completed) -> Completed:
-    if done.code == 0:
-        return done
-    command = shlex.join(done.argv)
-    if "No space left on device" in done.out + done.err:
-        raise UnfitNode(
-            f"the disk is full (`{command[:120]}` ended with {done.code})",
-            node=node,
-            next_move="free space on the node, then run the same command again: what has arrived is kept",
-            evidence=done.tail(3),
-        )
-    raise CommandFailed(
-        f"`{' '.join(command.split())[:160]}` ended with {done.code}",
-        node=node,
-        next_move="read the lines above; the same command goes on from here",
-        evidence=done.tail(),
     )

@@ -9,7 +9,8 @@ from core.config import Cluster, Node, Stack
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import megabytes
-from wheels.manifest import Manifest, Target
+from wheels.manifest import Manifest
+from wheels.target import target_of
 
 UNPACKED = 3.2
 """Bytes of an environment for a byte of wheel (measured on the cpu stack)."""
@@ -103,22 +104,3 @@ def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -
             f"the disk is full: {megabytes(seen.disk_free)} free below {cluster.root}, {megabytes(needed)} needed",
             "free space on the node, then run the same command again",
         )
-
-
-def target_of(seen: NodeFacts) -> Target:
-    """Return what wheels for this node are made for."""
-    return Target(architecture=seen.architecture, python=seen.python, glibc=seen.glibc)
-
-
-def common_target(cluster: Cluster, facts: Facts) -> Target:
-    """Return the one target of all nodes, with the oldest glibc among them. Raises UnfitNode if they are not alike."""
-    targets = {node.name: target_of(facts[node.name]) for node in cluster.nodes}
-    head = targets[cluster.head.name]
-    for name, target in targets.items():
-        if target.tag != head.tag:
-            raise UnfitNode(
-                f"it is {target.tag}, the head {cluster.head.name} is {head.tag}: one release cannot fit both",
-                node=name,
-                next_move="make the nodes alike (operating system, python3)",
-            )
-    return head.model_copy(update={"glibc": min(target.glibc for target in targets.values())})

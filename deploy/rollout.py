@@ -9,7 +9,8 @@ from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Step, make_plan
 from deploy import environment, push
 from deploy.doctor import examine, refuse_unfit
-from wheels.manifest import Manifest, Target, folder
+from wheels.manifest import Manifest, folder
+from wheels.target import Target
 
 
 def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts) -> Plan:

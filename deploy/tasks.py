@@ -12,13 +12,13 @@ from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge
 from core.config import Cluster, Stack
 from core.errors import BuildFailed, UsageError
-from core.facts import Facts, Question, gather
+from core.facts import Facts, NodeFacts, Question, gather
 from core.plan import Plan
 from core.remote import Hosts
 from deploy import trust as keys
-from deploy.doctor import common_target
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
+from wheels.target import common_target
 
 
 @task(
@@ -40,14 +40,23 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
         answer_json(captures.nodes)
         return
     for seen in captures.parsed().values():
-        fabric = seen.interface_in(chosen.fabric.subnet)
-        gpu = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in seen.gpus) or "no GPU"
-        answer(
-            f"{seen.name}: {seen.os.get('PRETTY_NAME', '?')}, {seen.architecture}, Python {'.'.join(map(str, seen.python))},"
-            f" {seen.cores} cores, {seen.memory_available / 2**30:.1f} of {seen.memory_total / 2**30:.1f} GiB memory free,"
-            f" {seen.disk_free / 2**30:.1f} GiB disk free, {gpu}, fabric {fabric.name if fabric else 'not found'},"
-            f" release {seen.current or 'none'}"
-        )
+        answer(_sheet(chosen, seen))
+
+
+def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
+    """Return one node's facts for people."""
+    fabric = seen.interface_in(cluster.fabric.subnet)
+    gpus = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in seen.gpus)
+    rows = {
+        "system": f"{seen.os.get('PRETTY_NAME', '?')}, {seen.architecture}, kernel {seen.kernel}",
+        "python3": ".".join(map(str, seen.python)),
+        "memory": f"{seen.memory_available / 2**30:.1f} of {seen.memory_total / 2**30:.1f} GiB available",
+        "disk": f"{seen.disk_free / 2**30:.1f} GiB free",
+        "GPU": gpus or "none",
+        "fabric": f"{fabric.name}, MTU {fabric.mtu}" if fabric else "not found",
+        "release": seen.current or "none",
+    }
+    return "\n".join([seen.name, *(f"  {key:8} {value}" for key, value in rows.items())])
 
 
 @task(
@@ -80,7 +89,7 @@ def _agreed(name: str) -> bool:
         raise UsageError(
             "there is no terminal to ask on",
             node=name,
-            next_move="compare the fingerprint with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
+            next_move="compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
         )
     return input("Is that the fingerprint of the node? [y/N] ").strip().lower() in ("y", "yes")
 

@@ -54,7 +54,7 @@ def status(_: Context, cluster: str = "local", json: bool = False) -> None:
         answer(f"{machine.name}: {state}, {links}, disk {machine.disk_used / 2**30:.1f} GiB used")
 
 
-def _link(up: bool) -> str:  # noqa: FBT001
+def _link(up: bool) -> str:
     return "up" if up else "cut"
 
 

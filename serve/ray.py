@@ -15,7 +15,8 @@ from deploy.environment import interpreter
 _NODES = """
 import json, logging, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
-print(json.dumps([{"address": n["NodeManagerAddress"], "alive": n["Alive"], "resources": n["Resources"]} for n in ray.nodes()]))
+keys = {"address": "NodeManagerAddress", "alive": "Alive", "resources": "Resources"}
+print(json.dumps([{short: node[long] for short, long in keys.items()} for node in ray.nodes()]))
 """
 
 
@@ -67,7 +68,8 @@ def incomplete(cluster: Cluster, done: Completed) -> NotServing:
     nodes = parse(done.out)
     absent = missing(cluster, nodes)
     return NotServing(
-        f"Ray has {len([n for n in nodes if n.alive])} of {len(cluster.nodes)} nodes; {', '.join(absent) or 'a GPU'} is missing",
+        f"Ray has {sum(node.alive for node in nodes)} of {len(cluster.nodes)} nodes; "
+        f"{', '.join(absent) or 'a GPU'} is missing",
         node=absent[0] if absent else None,
         next_move="check that the nodes reach each other on the fabric (ping), then invoke logs",
         evidence=done.tail(3),

@@ -13,12 +13,13 @@ from typing import Any
 from core.errors import NotServing
 from core.process import Completed
 
-# Runs on the head with the system's Python: one token, and the states of our units there; their last lines if one failed.
+# Runs on the head with the system's Python: one token, our units' states, and the last lines of one that ended.
 _ASK = """
 import json, subprocess, sys, urllib.error, urllib.request
 url, model, timeout, *units = sys.argv[1:]
 body = {"model": model, "max_tokens": 1, "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+headers = {"Content-Type": "application/json"}
+request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
 answer = {"tokens": 0, "error": "", "units": {}, "log": ""}
 try:
     with urllib.request.urlopen(request, timeout=float(timeout)) as reply:

@@ -12,7 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from core.errors import ConfigError
-from wheels.manifest import Target
+from wheels.target import Target
 
 
 @dataclass(frozen=True)

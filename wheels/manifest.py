@@ -16,22 +16,10 @@ from pydantic import Field, ValidationError
 
 from core.config import DIST, Model, Stack
 from core.errors import BuildFailed
+from wheels.target import Target
 
 MANIFEST = "manifest.json"
 LOCK = "stack.lock"
-
-
-class Target(Model):
-    """What wheels are made for: architecture as `uname -m` says it, Python minor version, glibc."""
-
-    architecture: str
-    python: tuple[int, int]
-    glibc: tuple[int, int] = (2, 36)
-
-    @property
-    def tag(self) -> str:
-        """Folder name, e.g. "aarch64-cp312"."""
-        return f"{self.architecture}-cp{self.python[0]}{self.python[1]}"
 
 
 class Wheel(Model):

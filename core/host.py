@@ -1,0 +1,121 @@
+"""What steps need of a machine, wherever it is: run, write, push, pull."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Protocol
+
+from core import process
+from core.config import ROOT
+from core.errors import AuthenticationRefused, CommandFailed, UnfitNode
+from core.process import Completed
+
+CONTROLLER = "controller"
+"""The name of this host in a plan, beside the nodes' names."""
+
+OnLine = Callable[[str], None]
+
+RSYNC_FLAGS = (
+    "--recursive",
+    "--times",
+    "--chmod=D755,F644",
+    "--partial-dir=.partial",
+    "--info=progress2",
+    "--no-inc-recursive",
+)
+
+
+class Host(Protocol):
+    """One machine that steps run on."""
+
+    name: str
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        privileged: bool = False,
+        check: bool = True,
+        timeout: float = 120,
+        on_line: OnLine | None = None,
+    ) -> Completed:
+        """Run ``argv``; raise CommandFailed on a code other than 0 unless ``check`` is off."""
+
+    def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
+        """Replace the file at ``path`` atomically."""
+
+    def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
+        """Copy files and folders into the folder ``destination``, resuming and skipping what is there."""
+
+    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
+        """Make the local folder ``destination`` equal to the folder ``source``."""
+
+    def close(self) -> None:
+        """End every connection; commands under way fail."""
+
+
+class SudoPassword:
+    """The sudo password of a run: asked once, when it is first needed, and kept in memory only."""
+
+    def __init__(self, askpass: Path | None) -> None:
+        self._askpass = askpass
+        self._lock = Lock()
+        self._value: str | None = None
+
+    def __call__(self, node: str) -> str:
+        """Return the password; ``node`` is named in the prompt."""
+        with self._lock:
+            if self._value is None:
+                self._value = self._ask(node)
+            return self._value
+
+    def _ask(self, node: str) -> str:
+        program = self._askpass or os.environ.get("SUDO_ASKPASS")
+        if program:
+            return process.run([str(ROOT / program)]).out.rstrip("\n")
+        if not sys.stdin.isatty():
+            raise AuthenticationRefused(
+                "sudo asks for a password and there is no terminal to ask on",
+                node=node,
+                next_move="set SUDO_ASKPASS to a program that prints it, or run this in a terminal",
+            )
+        return getpass.getpass(f"sudo password on {node}: ")
+
+
+def temporary_path() -> str:
+    """Return a fresh name for a file that is about to be moved into place; it must be opened exclusively."""
+    return f"/tmp/sparkstack-{secrets.token_hex(8)}"  # noqa: S108 - random, and opened with O_EXCL
+
+
+def install(host: Host, temporary: str, path: PurePosixPath, mode: int, *, privileged: bool) -> None:
+    """Move a temporary file to ``path``: copy beside it, sync, rename."""
+    beside = f"{path}.sparkstack-new"
+    script = 'install -m "$1" "$2" "$3" && sync "$3" && mv -T "$3" "$4"; code=$?; rm -f "$2"; exit $code'
+    host.run(["sh", "-c", script, "sh", f"{mode:o}", temporary, beside, str(path)], privileged=privileged)
+
+
+def checked(node: str, done: Completed) -> Completed:
+    """Return ``done`` when its code is 0; else raise UnfitNode for a full disk, CommandFailed for all else."""
+    if done.code == 0:
+        return done
+    command = shlex.join(done.argv)
+    if "No space left on device" in done.out + done.err:
+        raise UnfitNode(
+            f"the disk is full (`{command[:120]}` ended with {done.code})",
+            node=node,
+            next_move="free space on the node, then run the same command again: what has arrived is kept",
+            evidence=done.tail(3),
+        )
+    raise CommandFailed(
+        f"`{' '.join(command.split())[:160]}` ended with {done.code}",
+        node=node,
+        next_move="read the lines above; the same command goes on from here",
+        evidence=done.tail(),
+    )

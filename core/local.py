@@ -1,0 +1,60 @@
+"""This host as a node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from core import process
+from core.host import RSYNC_FLAGS, OnLine, SudoPassword, checked, install, temporary_path
+from core.process import Completed
+
+
+class LocalHost:
+    """This host as a node."""
+
+    def __init__(self, name: str, password: SudoPassword) -> None:
+        self.name = name
+        self._password = password
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        privileged: bool = False,
+        check: bool = True,
+        timeout: float = 120,
+        on_line: OnLine | None = None,
+    ) -> Completed:
+        """Run ``argv`` here."""
+        stdin = None
+        if privileged and os.geteuid() != 0:
+            needs_password = process.run(["sudo", "-kn", "true"], check=False).code != 0
+            stdin = self._password(self.name) + "\n" if needs_password else None
+            argv = ["sudo", "-k", "-S", "-p", "", "--", *argv]
+        if on_line is not None and stdin is None:
+            done = process.follow(argv, on_line, check=False, timeout=timeout)
+        else:
+            done = process.run(argv, check=False, timeout=timeout, stdin=stdin)
+        return checked(self.name, done) if check else done
+
+    def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
+        """Replace the file at ``path`` atomically."""
+        temporary = Path(temporary_path())
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(content)
+        install(self, str(temporary), path, mode, privileged=privileged)
+
+    def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
+        """Copy files into ``destination``."""
+        argv = ["rsync", *RSYNC_FLAGS, *map(str, sources), f"{destination}/"]
+        checked(self.name, process.follow(argv, on_line, check=False))
+
+    def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
+        """Make the folder ``destination`` equal to ``source``."""
+        argv = ["rsync", *RSYNC_FLAGS, "--delete", f"{source}/", f"{destination}/"]
+        checked(self.name, process.follow(argv, on_line, check=False))
+
+    def close(self) -> None:
+        """Nothing is open."""
