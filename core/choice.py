@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import os
 
-from core.config import CONFIG, WORK, Cluster, Stack, load_cluster, load_stack, nearest
+from core.config import CONFIG, Cluster, Stack, load_cluster, load_stack, nearest
 from core.errors import UsageError
 
 DEFAULT = "spark"
-_REMEMBERED = WORK / "cluster"
 
 
 def chosen_cluster(flag: str) -> Cluster:
-    """Return the cluster of the flag, of SPARKSTACK_CLUSTER, or the one named last on this host; else `spark`."""
-    name = flag or os.environ.get("SPARKSTACK_CLUSTER", "") or _remembered() or DEFAULT
-    cluster = load_cluster(name)
-    if flag:
-        WORK.mkdir(exist_ok=True)
-        _REMEMBERED.write_text(name, encoding="utf-8")
-    return cluster
-
-
-def _remembered() -> str:
-    return _REMEMBERED.read_text(encoding="utf-8").strip() if _REMEMBERED.is_file() else ""
+    """Return the cluster of the flag, else of the variable SPARKSTACK_CLUSTER, else `spark`."""
+    return load_cluster(flag or os.environ.get("SPARKSTACK_CLUSTER", "") or DEFAULT)
 
 
 def stack_of(cluster: Cluster, flag: str = "") -> Stack:
