@@ -12,11 +12,26 @@ ns = Collection(
     deploy.tasks.facts,
     deploy.tasks.trust,
     deploy.tasks.deploy,
+    deploy.tasks.probe,
     serve.tasks.serve,
     serve.tasks.restart,
     serve.tasks.stop,
     serve.tasks.status,
     serve.tasks.logs,
     serve.tasks.chat,
+    lab.tasks.demo,
 )
-ns.add_collection(Collection.from_module(lab.tasks, name="lab"))
+ns.add_collection(
+    Collection(
+        "lab",
+        lab.tasks.up,
+        lab.tasks.down,
+        lab.tasks.clean,
+        lab.tasks.status,
+        lab.tasks.cut,
+        lab.tasks.heal,
+        lab.tasks.kill,
+        lab.tasks.boot,
+        lab.tasks.model,
+    )
+)

@@ -110,6 +110,22 @@ def follow(
     return _checked(completed, log) if check else completed
 
 
+def attached(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> int:
+    """Run ``argv`` on our own terminal, input and output, and return its exit code.
+
+    Ctrl-C reaches it as it reaches us; we wait for its end before passing that on.
+    """
+    try:
+        process = subprocess.Popen(list(argv), env=_environment(env))
+    except OSError as error:
+        raise _not_started(argv, error) from error
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+
+
 def end_all() -> None:
     """End every process that follow() is following in other threads: they cannot see Ctrl-C themselves."""
     for process in tuple(_running):

@@ -15,6 +15,7 @@ from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, Question, gather
 from core.plan import Plan
 from core.remote import Hosts
+from deploy import probe as rates
 from deploy import trust as keys
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
@@ -92,6 +93,16 @@ def _agreed(name: str) -> bool:
             next_move="compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
         )
     return input("Is that the fingerprint of the node? [y/N] ").strip().lower() in ("y", "yes")
+
+
+@task(help={"cluster": "which machines (config/clusters)", "json": "answer as JSON"})
+@command
+def probe(_: Context, cluster: str = "", json: bool = False) -> None:
+    """Measure the memory (and GPUs) of every node with the deployed release's probe."""
+    chosen = chosen_cluster(cluster)
+    with Hosts(chosen) as hosts:
+        measured = rates.measure(chosen, hosts)
+    answer_json(measured) if json else answer(rates.table(measured))
 
 
 @task(

@@ -12,6 +12,7 @@ from core.command import Options, answer, answer_json, command, converge
 from core.config import load_profile
 from core.facts import Question
 from core.screen import Screen
+from lab import demo as walk
 from lab import lifecycle
 from lab.training import plan_model
 
@@ -105,3 +106,14 @@ def model(
     options = Options(dry_run, json, Path(facts) if facts else None)
     question = Question(profile=wanted, packages=stack.packages)
     converge("lab.model", chosen, question, lambda seen: plan_model(chosen, stack, wanted, seen), options)
+
+
+@task(help=HELP)
+@command
+def demo(_: Context, cluster: str = "local") -> None:
+    """Walk the whole way on two local machines and show what came of it."""
+    chosen = chosen_cluster(cluster)
+    stages = walk.run_stages(chosen, Screen().line)
+    right = walk.answered(chosen)
+    answer(walk.summary(stages, walk.service(chosen), right))
+    answer(f'next: invoke chat "{walk.QUESTION}" --cluster {chosen.name}; make clean-demo removes the machines')
