@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core.config import Cluster, Node, Profile, Stack
-from core.errors import ConfigError, UnfitNode
+from core.errors import ConfigError, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts, model_folder
 from deploy.environment import interpreter
 
@@ -48,6 +48,15 @@ class Service:
     def model(self) -> PurePosixPath:
         """The model's folder on every node."""
         return model_folder(self.cluster, self.profile)
+
+    def require_ranks(self) -> None:
+        """Raise UsageError when the profile needs more GPUs than the nodes have, one each."""
+        have = len(self.cluster.nodes)
+        if self.ranks > have:
+            raise UsageError(
+                f"the profile {self.profile.name} needs {self.ranks} GPUs, {self.cluster.name} has {have} nodes of one",
+                next_move="lower pipeline_parallel or tensor_parallel in the profile, or choose another with --profile",
+            )
 
     def units_of(self, node: Node) -> tuple[str, ...]:
         """Return the units that run on ``node``, in starting order."""

@@ -22,6 +22,7 @@ Files = Mapping[str, Mapping[PurePosixPath, str]]
 def plan_serve(service: Service, facts: Facts, *, restart: bool = False) -> Plan:
     """Return what brings the service up with this release and profile; empty when it answers with them already."""
     cluster = service.cluster
+    service.require_ranks()
     files = {node.name: files_of(service, node, facts[node.name]) for node in cluster.nodes}
     changed = [node for node in cluster.nodes if not present(files[node.name], facts[node.name])]
     down = [node for node in cluster.nodes if not _all_run(service, node, facts[node.name])]
