@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from build.index import IndexPart, fetch_steps, requirements_file, requirements_text
 from build.recipe import Recipe, environment, expected_files, expected_wheel, load_recipe, source_hash
-from core.config import ROOT, WORK, Stack
+from core.config import ROOT, WORK, Stack, shown
 from core.errors import BuildFailed
 from core.host import CONTROLLER
 from core.plan import Call, Later, Plan, Report, Run, Step, Write, make_plan
@@ -67,7 +67,7 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
     fetched = _fetch(build) if _lacks_index_part(build, manifest, have) else ()
     work = bool(built or extracted or fetched)
     return make_plan(
-        f"wheels of {build.stack.name} for {build.target.tag} in {_shown(build.place)}",
+        f"wheels of {build.stack.name} for {build.target.tag} in {shown(build.place)}",
         (
             ("build from source", built),
             ("extract from images", extracted),
@@ -99,8 +99,8 @@ def build_steps(build: Build, name: str, recipe: Recipe) -> tuple[Step, ...]:
     variables = [f"{key}={value}" for key, value in environment(recipe, build.stack.architectures).items()]
     step = partial(Run, node=CONTROLLER)
     return (
-        step(title=f"clear {_shown(work)}", reason="a build begins from nothing", argv=("rm", "-rf", str(work))),
-        step(title=f"make {_shown(work)}", reason="it is the build's own", argv=("mkdir", "-p", str(work))),
+        step(title=f"clear {shown(work)}", reason="a build begins from nothing", argv=("rm", "-rf", str(work))),
+        step(title=f"make {shown(work)}", reason="it is the build's own", argv=("mkdir", "-p", str(work))),
         step(
             title=f"copy the source of {name}",
             reason="backends write into the tree",
@@ -111,13 +111,13 @@ def build_steps(build: Build, name: str, recipe: Recipe) -> tuple[Step, ...]:
             reason=f"recipe {recipe.name}, {recipe_hash(recipe, build.stack)[:10]}",
             argv=("env", *variables, *_pip_wheel(source, out)),
             timeout=BUILD_TIMEOUT,
-            hint=f"read the lines above; the tree is kept in {_shown(work)}",
+            hint=f"read the lines above; the tree is kept in {shown(work)}",
         ),
         Call(
             node=CONTROLLER,
             title=f"check {wheel}",
             reason="only the wheel that was asked for enters the stack",
-            shown=f"move {_shown(out / wheel)} to {_shown(build.place)}",
+            shown=f"move {shown(out / wheel)} to {shown(build.place)}",
             action=partial(_accept, build, recipe, out / wheel),
         ),
     )
@@ -144,17 +144,36 @@ def _accept(build: Build, recipe: Recipe, wheel: Path, report: Report) -> None:
 
 
 def _build_later(build: Build, name: str, recipe: Recipe) -> Later:
-    source = recipe.source
-    origin = f"{source.repository} at {source.commit}" if source.repository else source.sdist or str(source.path)
+    wheel = expected_wheel(recipe, build.target.architecture)
     variables = " ".join(f"{key}={value}" for key, value in environment(recipe, build.stack.architectures).items())
-    externals = "".join(f"\n        with {d.variable}={d.repository} at {d.reference}" for d in recipe.dependencies)
+    lines = [
+        *_sources(recipe),
+        f"pip install {' '.join(recipe.requires)}",
+        f"{variables} pip wheel --no-deps --no-build-isolation .",
+        *([f"rsync {build.on}:{wheel} to {shown(build.place)}"] if build.on != CONTROLLER else []),
+    ]
     return Later(
         node=build.on,
-        title=f"build {expected_wheel(recipe, build.target.architecture)}",
+        title=f"build {wheel}",
         reason=f"component {name}, sha256: not built",
         feature="building from a fetched source, and on a node",
-        shown=f"{variables} pip wheel --no-deps --no-build-isolation {origin}{externals}",
+        shown="\n".join(lines),
     )
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    source = recipe.source
+    if source.repository:
+        yield _git(source.repository, str(source.commit), submodules=source.submodules)
+    else:
+        yield f"fetch {source.sdist} (sha256 {source.sha256})" if source.sdist else f"copy {source.path}"
+    for other in recipe.dependencies:
+        fetched = _git(other.repository, other.reference, submodules=other.submodules)
+        yield f"{fetched}, for {other.variable}"
+
+
+def _git(repository: str, reference: str, *, submodules: bool) -> str:
+    return f"git fetch {repository} {reference}{' with submodules' if submodules else ''}"
 
 
 def _extract_later(build: Build, name: str) -> Later:
@@ -162,7 +181,7 @@ def _extract_later(build: Build, name: str) -> Later:
     return Later(
         node=CONTROLLER,
         title=f"extract {name}=={component.version}",
-        reason=f"sha256: not extracted; from {component.image}",
+        reason=f"component {name}, sha256: not built",
         feature="extracting wheels from an image",
         shown=f"invoke wheels.extract --image {component.image} --dist {name}",
     )
@@ -193,7 +212,7 @@ def _list_step(build: Build) -> Call:
         node=CONTROLLER,
         title="verify every wheel and write the manifest",
         reason="the manifest and stack.lock are what deploy goes by",
-        shown=f"write {_shown(build.place)}/manifest.json and stack.lock; remove wheels of no component",
+        shown=f"write {shown(build.place)}/manifest.json and stack.lock; remove wheels of no component",
         action=partial(_list, build),
     )
 
@@ -237,7 +256,3 @@ def _verified(path: Path, item: Locked) -> Wheel:
             next_move="run the same command again; if it stays, the index serves something else than was locked",
         )
     return wheel
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

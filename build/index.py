@@ -66,7 +66,8 @@ def fetch_steps(part: IndexPart, target: Target, place: Path) -> tuple[Run, ...]
         for index, locked in part.others
         if locked
     )
-    return (*special, _download(f"fetch {len(part.default)} wheels by hash", part.default, target, place))
+    title = f"fetch {len(part.default)} wheels for {target.in_words}"
+    return (*special, _download(title, part.default, target, place))
 
 
 def _download(title: str, locked: tuple[Locked, ...], target: Target, place: Path, index: Index | None = None) -> Run:
@@ -78,12 +79,12 @@ def _download(title: str, locked: tuple[Locked, ...], target: Target, place: Pat
         f"--requirement={requirements}",
     )
     hint = f"{index.fallback_note} To take that: --fallback" if index and index.fallback_lock else ""
-    reason = f"from {index.url} or where pip is configured to look" if index else "from the configured package index"
+    reason = f"by hash, from {index.url + ' or ' if index else ''}where pip is configured to look"
     return Run(node=CONTROLLER, title=title, reason=reason, argv=argv, timeout=FETCH_TIMEOUT, hint=hint)
 
 
 def requirements_file(locked: tuple[Locked, ...]) -> Path:
-    """Return the path of the requirements file with exactly these entries; `write_requirements` makes it."""
+    """Return the path of the requirements file that holds exactly these entries; a step of the plan writes it."""
     name = hashlib.sha256(requirements_text(locked).encode()).hexdigest()[:16]
     return ROOT / ".work" / "fetch" / f"{name}.txt"
 

@@ -76,7 +76,7 @@ def _refuse_later(plan: Plan) -> None:
     later = [step for step in plan.steps if isinstance(step, Later)]
     if later:
         raise NotBuiltYet(
-            f"{len(later)} steps of this plan are not built yet, the first: {later[0].title} ({later[0].feature})",
+            f"{len(later)} steps of this plan cannot be run, the first: {later[0].title} ({later[0].label})",
             node=later[0].node,
             next_move="read the plan with --dry-run; nothing was changed",
         )
@@ -157,7 +157,7 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:
         case Call():
             step.action(on_line)
         case Later():
-            raise NotBuiltYet(step.title, node=step.node, next_move=f"it comes with: {step.feature}")
+            raise NotBuiltYet(step.title, node=step.node, next_move=f"it waits for {step.feature}")
 
 
 def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:

@@ -275,6 +275,8 @@ class Profile(Model):
     """Ray's shared memory on each node; vLLM passes little through it."""
     ready_timeout: Annotated[int, Field(gt=0)] = 300
     """Seconds until the first token must have come."""
+    guide: dict[str, str] | None = None
+    """Only in a profile that is the guide's: what it does otherwise, each with its reason; plans to serve note it."""
 
 
 def load_cluster(name: str) -> Cluster:
@@ -300,6 +302,11 @@ def load_model(model: type[M], path: Path) -> M:
     return _load(model, path)
 
 
+def shown(path: Path) -> str:
+    """Return a path as people read it: relative to the project where it lies within."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def nearest(word: str, words: list[str]) -> str:
     """Return " (did you mean X?)" when one of ``words`` is near, else nothing."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
@@ -320,20 +327,19 @@ def _file(kind: str, name: str) -> Path:
 
 
 def _load(model: type[M], path: Path) -> M:
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         # through JSON, because there pydantic can be strict (no "8000" for a port) and still read addresses from text
         return model.model_validate_json(json.dumps({"name": path.stem, **data}, default=str), strict=True)
     except OSError as error:
-        raise ConfigError(f"{shown} cannot be read: {error.strerror}", next_move="check the path") from error
+        raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}", next_move="check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{shown} is not TOML: {error}", next_move="correct that line") from error
+        raise ConfigError(f"{shown(path)} is not TOML: {error}", next_move="correct that line") from error
     except ValidationError as error:
-        raise _explain(shown, model, error) from error
+        raise _explain(shown(path), model, error) from error
 
 
-def _explain(path: Path, model: type[BaseModel], error: ValidationError) -> ConfigError:
+def _explain(path: str, model: type[BaseModel], error: ValidationError) -> ConfigError:
     lines = []
     for detail in error.errors(include_url=False):
         key = ".".join(str(part) for part in detail["loc"])

@@ -240,6 +240,6 @@ def listeners(text: str) -> tuple[Listener, ...]:
 
 
 def token_came(text: str) -> bool:
-    """Parse the head's answer to the question for a token (serve/ready.py): JSON with "tokens"."""
+    """Parse the head's answer to the question for a token (core/token.py): JSON with "tokens"."""
     match = re.search(r'"tokens": (\d+)', text)
     return match is not None and int(match[1]) > 0

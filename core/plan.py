@@ -5,6 +5,7 @@ A stage runs on all its nodes at once, the steps of one node in order; the next 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Push(Common):
     sources: tuple[Path, ...]
     destination: PurePosixPath
     size: int
-    """Bytes that have to travel, for the screen."""
+    """Bytes that have to travel, for the screen; 0 where nobody knows yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,19 @@ class Call(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Later(Common):
-    """Something that a plan has to show and this version cannot do; ``shown`` is what it would run."""
+    """Something that a plan has to show and this command cannot do; ``shown`` is what would be run.
+
+    ``feature`` names what this version does not have yet, or with ``exists`` the command that has to come first.
+    """
 
     feature: str
     shown: str = ""
+    exists: bool = False
+
+    @property
+    def label(self) -> str:
+        """What stands in the way, for people."""
+        return f"comes first: {self.feature}" if self.exists else f"not built yet: {self.feature}"
 
 
 Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Later
@@ -145,24 +155,33 @@ def make_plan(title: str, stages: Iterable[tuple[str, Iterable[Step]]], notes: I
     return Plan(title, tuple(Stage(name, steps) for name, steps in made if steps), tuple(notes))
 
 
-def command_of(step: Step) -> str:
-    """Return what the step runs, as a person could paste or read it."""
+def command_of(step: Step, *, whole: bool = True) -> str:
+    """Return what the step runs, as a person could paste it; scripts in it are left out where it is not ``whole``."""
     sudo = "sudo " if step.privileged else ""
     match step:
         case Run():
-            return sudo + shlex.join(as_unit(step) if step.unit else step.argv)
+            return sudo + _joined(as_unit(step) if step.unit else step.argv, whole=whole)
         case Write():
             return f"{sudo}write {step.path} (mode {step.mode:o}, {len(step.content.encode())} bytes)"
         case Push():
             names = ", ".join(source.name for source in step.sources[:3])
             more = f" and {len(step.sources) - 3} more" if len(step.sources) > 3 else ""
-            return f"rsync {names}{more} ({megabytes(step.size)}) to {step.destination}"
+            size = f" ({megabytes(step.size)})" if step.size else ""
+            return f"rsync {names}{more}{size} to {step.destination}"
         case Pull():
             return f"rsync {step.node}:{step.source}/ to {step.destination}"
         case Poll():
-            return f"every {step.interval:g} s, up to {step.timeout:g} s: {shlex.join(step.argv)}"
+            return f"every {step.interval:g} s, up to {step.timeout:g} s: {sudo}{_joined(step.argv, whole=whole)}"
         case Call() | Later():
             return step.shown
+
+
+def _joined(argv: tuple[str, ...], *, whole: bool) -> str:
+    """Join argv for a shell; a word of many lines is a script, of which a reader needs to know that it is there."""
+    if whole:
+        return shlex.join(argv)
+    lines = ((word, word.strip().count("\n") + 1) for word in argv)
+    return " ".join(f"'(script of {n} lines, whole in --json)'" if n > 1 else shlex.quote(word) for word, n in lines)
 
 
 def as_unit(step: Run) -> tuple[str, ...]:
@@ -187,21 +206,28 @@ def as_text(plan: Plan, *, contents: bool = True) -> str:
     return "\n".join(lines)
 
 
+_HASHES = re.compile(r"( --hash=sha256:[0-9a-f]{64}){2,}")
+
+
 def _step_lines(step: Step, *, contents: bool) -> list[str]:
-    later = f"  [not built yet: {step.feature}]" if isinstance(step, Later) else ""
+    later = f"  [{step.label}]" if isinstance(step, Later) else ""
     lines = [f"   {step.node}: {step.title} — {step.reason}{later}"]
-    command = command_of(step)
+    command = shortened(command_of(step, whole=False)).replace("\n", "\n        ")
     if command:
-        lines.append(f"      $ {shortened(command)}")
+        lines.append(f"      $ {command}")
     if contents and isinstance(step, Write):
         lines += _content_lines(step.content.splitlines())
     return lines
 
 
-def _content_lines(content: list[str], most: int = 60, width: int = 160) -> list[str]:
-    """Show a file's lines; a list too long to read is cut, and says so."""
-    shown = [f"      | {line if len(line) <= width else line[:width] + '…'}" for line in content[:most]]
-    return [*shown, f"      | … {len(content) - most} more lines"] if len(content) > most else shown
+def _content_lines(content: list[str], most: int = 40, width: int = 160) -> list[str]:
+    """Show a file's lines; of a list too long to read the beginning, and many hashes in a line are counted."""
+    content = [_HASHES.sub(lambda found: f" ({found[0].count(':')} hashes)", line) for line in content]
+    shown = [f"      | {line if len(line) <= width else line[:width] + '…'}" for line in content]
+    kept = most // 4
+    return (
+        shown if len(shown) <= most else [*shown[:kept], f"      | … {len(shown) - kept} more lines, whole in --json"]
+    )
 
 
 def shortened(command: str, limit: int = 2000) -> str:
@@ -235,7 +261,7 @@ def _step_data(step: Step) -> dict[str, object]:
     if isinstance(step, Write):
         data["content"] = step.content
     if isinstance(step, Later):
-        data["not_built_yet"] = step.feature
+        data["comes_first" if step.exists else "not_built_yet"] = step.feature
     return data
 
 

@@ -36,7 +36,7 @@ def push_steps(cluster: Cluster, node: Node, seen: NodeFacts, manifest: Manifest
         Run(node=node.name, title="make the wheel folder", reason="wheels go there", argv=("mkdir", "-p", str(place))),
         Push(
             node=node.name,
-            title=f"push {len(missing)} wheels, {megabytes(size)}",
+            title=f"push {len(missing)} wheels, {megabytes(size) if size else 'sizes not known yet'}",
             reason=f"{len(manifest.wheels) - len(missing)} of {len(manifest.wheels)} are there",
             sources=tuple(source / wheel.filename for wheel in missing),
             destination=place,

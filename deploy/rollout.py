@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from core.config import Cluster, Node, Stack
+from core.config import Cluster, Node, Stack, shown
 from core.facts import Facts, NodeFacts
-from core.plan import Later, Plan, Step, make_plan
+from core.host import CONTROLLER
+from core.plan import Later, Plan, Stage, Step, make_plan
 from deploy import environment, push
 from deploy.doctor import examine, refuse_unfit
-from wheels.manifest import Manifest, folder
+from wheels.manifest import Manifest, draft, folder
 from wheels.target import Target
 
 
@@ -34,26 +36,22 @@ def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts
 
 
 def plan_unbuilt(cluster: Cluster, stack: Stack, target: Target, facts: Facts) -> Plan:
-    """Return the plan of a deployment whose wheels do not exist yet: what will travel, with hashes to come."""
-    refuse_unfit(examine(cluster, stack, facts, None))
-    components = [f"{name}=={component.version}  sha256: not built" for name, component in stack.components.items()]
-    python = environment.interpreter(cluster, f"{stack.name}-{target.tag}-(not built)")
-
-    def later(title: str, reason: str, shown: str) -> Iterator[Step]:
-        feature = f"the wheels of {stack.name}: invoke build-wheels --stack {stack.name}"
-        return (
-            Later(node=node.name, title=title, reason=reason, feature=feature, shown=shown) for node in cluster.nodes
-        )
-
-    return make_plan(
-        f"deploy {stack.name} (not built) to {cluster.name}",
-        (
-            (
-                "prepare",
-                (step for node in cluster.nodes for step in push.root_steps(cluster, node, facts[node.name])),
-            ),
-            ("push wheels", later("push the stack's wheels", "none is on the node", "\n        ".join(components))),
-            ("install", later("install the stack's wheels", "offline, by hash", f"{python} -m pip install …")),
-            ("switch", later("switch current", "to the new release", f"{cluster.root}/current")),
-        ),
+    """Return the plan of a deployment whose wheels do not exist yet; its first step says so, so it cannot be run."""
+    manifest = draft(stack, target)
+    deployment = plan_deploy(cluster, stack, manifest, facts)
+    build = Later(
+        node=CONTROLLER,
+        title=f"have the {len(manifest.wheels)} wheels of {stack.name} in {shown(folder(stack, target))}",
+        reason="no manifest is there",
+        feature=f"invoke build-wheels --stack {stack.name}",
+        exists=True,
+        shown="\n".join(_unbuilt(stack, manifest)),
     )
+    return replace(deployment, stages=(Stage("wheels", (build,)), *deployment.stages))
+
+
+def _unbuilt(stack: Stack, manifest: Manifest) -> Iterator[str]:
+    yield f"invoke build-wheels --stack {stack.name}"
+    for name, component in stack.components.items():
+        yield f"{name}=={component.version}  from {component.origin}  sha256: not built"
+    yield f"and {len(manifest.wheels) - len(stack.components)} that these need, by hash from {stack.lock}"

@@ -10,11 +10,12 @@ from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge
-from core.config import Cluster, Stack
+from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, Question, gather
 from core.plan import Plan
 from core.remote import Hosts
+from core.token import ask_argv
 from deploy import probe as rates
 from deploy import trust as keys
 from deploy.rollout import plan_deploy, plan_unbuilt
@@ -34,7 +35,9 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
     """Probe every node, read only, in one round trip each."""
     chosen = chosen_cluster(cluster)
     with Hosts(chosen) as hosts:
-        captures = gather(hosts, chosen, Question(packages=stack_of(chosen).packages))
+        profile = load_profile(chosen.profile)
+        token = ask_argv(chosen.api_url, profile.served_names[0], timeout=15)
+        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token))
     if save:
         Path(save).write_text(captures.to_json(), encoding="utf-8")
     if json:

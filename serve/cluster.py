@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -148,16 +148,36 @@ def _same_port(one: str, other: str) -> bool:
 
 
 def deviations(service: Service, facts: Facts) -> tuple[str, ...]:
-    """Return what differs from the guide's chapter 5 and why, for `--dry-run`."""
-    cluster = service.cluster
-    interface = fabric_interface(cluster, cluster.head, facts[cluster.head.name])
-    return (
-        "the guide opens Ray's dashboard to 0.0.0.0; here it is off (CVE-2023-48022 lets anyone run code through it)",
-        f"the guide's API listens on 0.0.0.0; here on {cluster.api_host} only",
-        "the guide gives both nodes the head's VLLM_HOST_IP; here each node has its own fabric address",
-        "the guide's worker has no --node-ip-address; here it is the worker's fabric address",
-        f"sockets of NCCL and Gloo are held to {interface}; the guide leaves them to the default route",
-    )
+    """Return what differs from the guide's chapter 5, each with its reason; nothing for a profile that is not its own.
+
+    First what the suite does otherwise, as far as it is true of this cluster, then what the profile itself changes.
+    """
+    own = service.profile.guide
+    found = () if own is None else (*_of_suite(service, facts), *(f"{what}: {why}" for what, why in own.items()))
+    return tuple(f"unlike the guide, {text}" for text in found)
+
+
+def _of_suite(service: Service, facts: Facts) -> Iterator[str]:
+    cluster, profile, head = service.cluster, service.profile, service.cluster.head
+    yield "systemd units in place of nohup: their environment is there before Ray starts, and stop leaves no process"
+    yield f"the API listens on {cluster.api_host} only: it asks nobody for a key"
+    if profile.executor == "ray":
+        yield "Ray's dashboard is off: CVE-2023-48022 lets anyone run code through it"
+        yield (
+            f"Ray plans with {profile.ray_cpus} CPUs and {profile.object_store / 2**30:g} GiB of object store a node, "
+            "not with all CPUs and 30 % of the memory: the GPU lives in the same memory"
+        )
+    if cluster.workers:
+        environment = environment_of(service, head, facts[head.name])
+        yield "each node has its own VLLM_HOST_IP, not the head's: vLLM finds its workers by these addresses in Ray"
+        yield "the workers have a --node-ip-address: without it Ray takes that of the default route, the management one"
+        interface = environment["NCCL_SOCKET_IFNAME"]
+        yield f"NCCL, Gloo and TensorPipe are held to {interface}: left alone they take the default route's interface"
+        if "NCCL_IB_HCA" in environment:
+            yield f"NCCL_IB_HCA={environment['NCCL_IB_HCA']}: each half of the port carries half of its rate"
+    if service.stack.environment:
+        names = ", ".join(service.stack.environment)
+        yield f"{names}: the stack sets them, config/stacks/{service.stack.name}.toml says why"
 
 
 def _continued(argv: tuple[str, ...]) -> str:

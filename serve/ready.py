@@ -1,7 +1,4 @@
-"""Readiness is a generated token through every rank, and what stands in its way when there is none.
-
-`/health` can answer 200 while no token ever comes, so it is not asked.
-"""
+"""Readiness is a generated token through every rank (core/token.py asks), and what stands in its way if none comes."""
 
 from __future__ import annotations
 
@@ -12,30 +9,6 @@ from typing import Any
 
 from core.errors import NotServing
 from core.process import Completed
-
-# Runs on the head with the system's Python: one token, our units' states, and the last lines of one that ended.
-_ASK = """
-import json, subprocess, sys, urllib.error, urllib.request
-url, model, timeout, *units = sys.argv[1:]
-body = {"model": model, "max_tokens": 1, "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
-headers = {"Content-Type": "application/json"}
-request = urllib.request.Request(url + "/chat/completions", json.dumps(body).encode(), headers)
-answer = {"tokens": 0, "error": "", "units": {}, "log": ""}
-try:
-    with urllib.request.urlopen(request, timeout=float(timeout)) as reply:
-        answer["tokens"] = json.load(reply)["usage"]["completion_tokens"]
-except urllib.error.HTTPError as error:
-    answer["error"] = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
-except (OSError, ValueError, KeyError) as error:
-    answer["error"] = str(error)
-for unit in units:
-    state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
-    answer["units"][unit] = state
-    if state == "failed":
-        log = subprocess.run(["journalctl", "-u", unit, "-o", "cat", "-n", "400"], capture_output=True, text=True)
-        answer["log"] += log.stdout
-print(json.dumps(answer))
-"""
 
 
 @dataclass(frozen=True)
@@ -51,11 +24,6 @@ class Readiness:
     def failed(self) -> list[str]:
         """Units that have given up."""
         return [unit for unit, state in self.units.items() if state == "failed"]
-
-
-def ask_argv(url: str, model: str, units: tuple[str, ...] = (), timeout: float = 30) -> tuple[str, ...]:
-    """Return the argv that asks for one token on the head; ``timeout`` in seconds."""
-    return ("python3", "-c", _ASK, url, model, str(timeout), *units)
 
 
 def parse(text: str) -> Readiness:

@@ -11,6 +11,7 @@ from core.config import Cluster, Node
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
+from core.token import ask_argv
 from serve import ray, ready
 from serve.cluster import RAY_HEAD, RAY_WORKER, START_ORDER, VLLM, Service, deviations, files_of, present
 
@@ -80,19 +81,36 @@ def nodes_without_model(service: Service, facts: Facts) -> list[str]:
     return [node.name for node in service.cluster.nodes if "config.json" not in facts[node.name].model_files]
 
 
-def plan_unready(service: Service, facts: Facts, absent: tuple[str, ...]) -> Plan:
-    """Return the plan to serve when its release is not on the nodes yet (``absent`` says what is missing)."""
-    served = plan_serve(service, facts)
-    steps = [
-        Later(node=node.name, title="deploy the release", reason="; ".join(absent), feature="invoke deploy comes first")
-        for node in service.cluster.nodes
-    ]
-    models = [
-        Later(node=name, title="put the model there", reason=f"{service.model} is empty", feature="invoke model.fetch")
-        for name in nodes_without_model(service, facts)
-    ]
-    before = make_plan(served.title, [("deploy", steps if absent else ()), ("model", models)])
+def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Plan:
+    """Return the plan to serve also where a node lacks the release or the model: what has to come first is named."""
+    cluster = service.cluster
+    lacking = [node.name for node in cluster.nodes if facts[node.name].current != service.release]
+    releases = (
+        Later(
+            node=name,
+            title=f"deploy {service.release}",
+            reason=f"in use is {facts[name].current or 'none'}",
+            feature=f"invoke deploy --cluster {cluster.name}",
+            exists=True,
+        )
+        for name in lacking
+    )
+    models = (_model_later(service, name) for name in nodes_without_model(service, facts))
+    served = plan_serve(service, facts, restart=restart)
+    before = make_plan(served.title, [("deploy", releases), ("model", models)])
     return replace(served, stages=before.stages + served.stages)
+
+
+def _model_later(service: Service, node: str) -> Later:
+    cluster, profile = service.cluster, service.profile
+    trained = cluster.lab is not None
+    return Later(
+        node=node,
+        title=f"have the model in {service.model}",
+        reason="no config.json is there",
+        feature=f"invoke {'lab.model' if trained else 'model.fetch'} --cluster {cluster.name} --profile {profile.name}",
+        exists=trained,
+    )
 
 
 def _state(seen: NodeFacts, unit: str) -> str:
@@ -146,7 +164,7 @@ def _token(service: Service, reason: str) -> tuple[Step, ...]:
         node=cluster.head.name,
         title="wait for the first token",
         reason=reason,
-        argv=ready.ask_argv(cluster.api_url, profile.served_names[0], (VLLM, RAY_HEAD)),
+        argv=ask_argv(cluster.api_url, profile.served_names[0], (VLLM, RAY_HEAD)),
         accept=ready.has_token,
         failure=ready.no_token,
         timeout=profile.ready_timeout,

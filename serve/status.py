@@ -12,7 +12,8 @@ from rich.table import Table
 from core.config import Cluster, Node, Profile
 from core.facts import NodeFacts, Question, gather
 from core.remote import Hosts
-from serve import ray, ready
+from core.token import ask_argv
+from serve import ray
 from serve.cluster import START_ORDER
 
 
@@ -41,7 +42,7 @@ class Status:
 
 def look(cluster: Cluster, profile: Profile, hosts: Hosts) -> Status:
     """Ask every node, Ray, and the API for a token."""
-    question = Question(profile, (), ready.ask_argv(cluster.api_url, profile.served_names[0], timeout=15))
+    question = Question(profile, (), ask_argv(cluster.api_url, profile.served_names[0], timeout=15))
     facts = gather(hosts, cluster, question).parsed()
     head = facts[cluster.head.name]
     members: tuple[ray.RayNode, ...] = ()

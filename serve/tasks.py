@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge
-from core.config import Cluster, load_profile
+from core.config import Cluster, Stack, load_profile
 from core.errors import NotServing, UnfitNode
 from core.facts import Facts, Question, gather
 from core.plan import Plan
 from core.remote import Hosts
+from core.token import ask_argv
 from serve import logs as journals
-from serve import ready
 from serve.chat import ask
 from serve.cluster import Service
 from serve.service import plan_serve, plan_stop, plan_unready, require_model
 from serve.status import as_data, look, table
+from wheels.manifest import planned
+from wheels.target import common_target
 
 HELP = {
     "cluster": "which machines (config/clusters)",
@@ -66,32 +70,38 @@ def _converge(name: str, cluster: Cluster, profile_name: str, options: Options, 
     question = Question(
         profile=profile,
         packages=stack.packages,
-        token_argv=ready.ask_argv(cluster.api_url, profile.served_names[0], timeout=15),
+        token_argv=ask_argv(cluster.api_url, profile.served_names[0], timeout=15),
     )
-    again = [restart]
 
-    def planner(facts: Facts) -> Plan:
-        release = _release(cluster, facts, options)
-        service = Service(cluster, stack, profile, release or f"{stack.name}-not-deployed")
+    def planner(facts: Facts, *, again: bool) -> Plan:
+        release = _release(cluster, stack, facts)
         if options.plan_only:
-            return plan_unready(service, facts, () if release else (f"no release of {stack.name} is on the nodes",))
+            wanted = release or planned(stack, common_target(cluster, facts)).release
+            return plan_unready(Service(cluster, stack, profile, wanted), facts, restart=restart)
+        service = Service(cluster, stack, profile, release or _no_release(cluster, facts))
         require_model(service, facts)
-        return plan_serve(service, facts, restart=again.pop() if again else False)
+        return plan_serve(service, facts, restart=restart and not again)
 
-    converge(name, cluster, question, planner, options)
+    converge(name, cluster, question, partial(planner, again=False), options, again=partial(planner, again=True))
 
 
-def _release(cluster: Cluster, facts: Facts, options: Options) -> str | None:
-    """Return the release that every node has in use; None only when a plan is all that is wanted."""
+def _release(cluster: Cluster, stack: Stack, facts: Facts) -> str | None:
+    """Return the release of the stack that every node has in use, None where they differ."""
+    head = facts[cluster.head.name]
+    record = head.releases.get(head.current or "", {})
+    same = all(facts[node.name].current == head.current for node in cluster.nodes)
+    return head.current if same and record.get("stack") == stack.name else None
+
+
+def _no_release(cluster: Cluster, facts: Facts) -> NoReturn:
     current = {node.name: facts[node.name].current for node in cluster.nodes}
-    releases = set(current.values())
-    if len(releases) == 1 and (release := releases.pop()) is not None:
-        return release
-    if options.plan_only:
-        return None
-    odd = next(name for name, value in current.items() if value is None or value != current[cluster.head.name])
+    odd = next((name for name, value in current.items() if value != current[cluster.head.name]), cluster.head.name)
     said = ", ".join(f"{name} has {value or 'none'}" for name, value in current.items())
-    raise UnfitNode(f"the nodes are not on one release: {said}", node=odd, next_move="invoke deploy")
+    raise UnfitNode(
+        f"the nodes are not on one release of {cluster.stack}: {said}",
+        node=odd,
+        next_move=f"invoke deploy --cluster {cluster.name}",
+    )
 
 
 @task(help={key: text for key, text in HELP.items() if key != "profile"})

@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from pydantic import Field, ValidationError
 
-from core.config import DIST, Model, Stack
+from core.config import DIST, ROOT, Model, Stack
 from core.errors import BuildFailed
+from wheels.lock import for_target, read_lock
 from wheels.target import Target
 
 MANIFEST = "manifest.json"
@@ -112,6 +113,29 @@ def load(stack: Stack, target: Target) -> Manifest | None:
         raise BuildFailed(
             f"{path} is not a manifest", next_move=f"delete it and run invoke build-wheels --stack {stack.name}"
         ) from error
+
+
+def draft(stack: Stack, target: Target) -> Manifest:
+    """Return the manifest of wheels that are not there yet, for plans: hashes, sizes and file names not known."""
+    wheels = {item.name: _drafted(item.name, item.version) for item in for_target(read_lock(ROOT / stack.lock), target)}
+    for name, component in stack.components.items():
+        wheels[canonicalize_name(name)] = _drafted(canonicalize_name(name), component.version, component.origin)
+    listed = tuple(wheels[name] for name in sorted(wheels))
+    return Manifest.model_construct(
+        stack=stack.name, target=target, lock_sha256="not-built", index_lock="not-built", wheels=listed
+    )
+
+
+def _drafted(name: str, version: str, origin: Literal["source", "image", "index"] = "index") -> Wheel:
+    filename = f"{name.replace('-', '_')}-{version}-….whl"
+    return Wheel.model_construct(
+        name=name, version=version, filename=filename, sha256="not built", size=0, origin=origin, recipe=None
+    )
+
+
+def planned(stack: Stack, target: Target) -> Manifest:
+    """Return the manifest of the wheels at hand, or the draft of those to come."""
+    return load(stack, target) or draft(stack, target)
 
 
 def damaged(stack: Stack, manifest: Manifest) -> list[str]:

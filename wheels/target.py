@@ -19,6 +19,11 @@ class Target(Model):
         """Folder name, e.g. "aarch64-cp312"."""
         return f"{self.architecture}-cp{self.python[0]}{self.python[1]}"
 
+    @property
+    def in_words(self) -> str:
+        """Everything that a wheel has to fit, for people."""
+        return "{}, Python {}.{}, glibc {}.{}".format(self.architecture, *self.python, *self.glibc)
+
 
 def target_of(seen: NodeFacts) -> Target:
     """Return what wheels for this node are made for."""
