@@ -91,10 +91,19 @@ def look(cluster: Cluster, question: Question, options: Options, hosts: Hosts) -
     return facts
 
 
-def converge(name: str, cluster: Cluster, question: Question, planner: Planner, options: Options) -> None:
+def converge(
+    name: str,
+    cluster: Cluster,
+    question: Question,
+    planner: Planner,
+    options: Options,
+    *,
+    again: Planner | None = None,
+) -> None:
     """Run a command the whole way: look, plan, apply, look again.
 
-    ``planner`` is pure. Raises NotConverged when the second plan is not empty, LockHeld when another command runs.
+    ``planner`` is pure; ``again`` takes its place after applying where the command does something in any case.
+    Raises NotConverged when the second plan is not empty, LockHeld when another command runs.
     """
     if options.plan_only:
         with Hosts(cluster) as hosts:
@@ -103,7 +112,8 @@ def converge(name: str, cluster: Cluster, question: Question, planner: Planner, 
     with locked(cluster, f"invoke {name}"), Hosts(cluster) as hosts:
         plan = planner(look(cluster, question, options, hosts))
         if not plan.empty:
-            apply_and_check(name, plan, lambda: planner(look(cluster, question, options, hosts)), hosts)
+            checker = again or planner
+            apply_and_check(name, plan, lambda: checker(look(cluster, question, options, hosts)), hosts)
     _answer_done(plan, options)
 
 
