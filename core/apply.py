@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
-from time import monotonic, sleep
+from time import monotonic
 
 from core import process
 from core.config import WORK
@@ -62,6 +62,14 @@ class Context:
     journal: Journal
 
 
+@dataclass(frozen=True)
+class Signals:
+    """What the nodes of a stage tell each other: one has failed, the user has interrupted."""
+
+    failed: Event = field(default_factory=Event)
+    interrupted: Event = field(default_factory=Event)
+
+
 def apply(plan: Plan, context: Context) -> None:
     """Run the plan. Raises the first error of a stage after the nodes at work have ended theirs, and Interrupted.
 
@@ -83,29 +91,37 @@ def _refuse_later(plan: Plan) -> None:
 
 
 def _run_stage(stage: Stage, context: Context) -> None:
-    failed = Event()
+    signals = Signals()
     by_node = stage.by_node
     with context.screen.stage(stage.title, list(by_node)) as rows, ThreadPoolExecutor(len(by_node)) as pool:
         futures = {
-            node: pool.submit(_run_node, stage.title, steps, rows[node], context, failed)
+            node: pool.submit(_run_node, stage.title, steps, rows[node], context, signals)
             for node, steps in by_node.items()
         }
-        _await(set(futures.values()), context, stage.title)
+        try:
+            _await(set(futures.values()))
+        except KeyboardInterrupt:
+            signals.failed.set()
+            signals.interrupted.set()
+            _end(context, set(futures.values()))
+            raise Interrupted(
+                f"interrupted during: {stage.title}",
+                next_move="the same command goes on from here; what ran before still runs",
+            ) from None
     _raise_first(futures)
 
 
-def _await(pending: set[Future[None]], context: Context, title: str) -> None:
-    """Wait in short turns, so that Ctrl-C is seen; it ends connections and child processes."""
-    try:
-        while pending:
-            _, pending = wait(pending, timeout=0.2)
-    except KeyboardInterrupt:
-        context.hosts.close()
-        process.end_all()
-        wait(pending, timeout=30)
-        raise Interrupted(
-            f"interrupted during: {title}", next_move="the same command goes on from here; what ran before still runs"
-        ) from None
+def _await(pending: set[Future[None]]) -> None:
+    """Wait in short turns, so that Ctrl-C is seen."""
+    while pending:
+        _, pending = wait(pending, timeout=0.2)
+
+
+def _end(context: Context, pending: set[Future[None]]) -> None:
+    """End what is under way: connections and child processes, which cannot see Ctrl-C themselves."""
+    context.hosts.close()
+    process.end_all()
+    wait(pending, timeout=30)
 
 
 def _raise_first(futures: Mapping[str, Future[None]]) -> None:
@@ -118,16 +134,17 @@ def _raise_first(futures: Mapping[str, Future[None]]) -> None:
     raise first
 
 
-def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, failed: Event) -> None:
+def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, signals: Signals) -> None:
     for step in steps:
-        if failed.is_set():
+        if signals.failed.is_set():
             return
         row.begin(step.title)
         began = monotonic()
         try:
-            run_step(step, context.hosts[step.node], partial(_take_line, context.journal, row, step.node))
+            on_line = partial(_take_line, context.journal, row, step.node)
+            run_step(step, context.hosts[step.node], on_line, signals.interrupted)
         except BaseException as error:
-            failed.set()
+            signals.failed.set()
             row.end(f" failed: {type(error).__name__}")
             context.journal.write(stage, step, monotonic() - began, str(error))
             raise
@@ -140,8 +157,8 @@ def _take_line(journal: Journal, row: Row, node: str, line: str) -> None:
     row.now(line)
 
 
-def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:
-    """Do one step on its host."""
+def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted: Event) -> None:
+    """Do one step on its host; a wait ends when ``interrupted`` is set."""
     match step:
         case Run():
             _run(step, host, on_line)
@@ -153,7 +170,7 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None]) -> None:
             step.destination.mkdir(parents=True, exist_ok=True)
             host.pull(step.source, step.destination, on_line)
         case Poll():
-            _poll(step, host, on_line)
+            _poll(step, host, on_line, interrupted)
         case Call():
             step.action(on_line)
         case Later():
@@ -170,7 +187,7 @@ def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
         raise
 
 
-def _poll(step: Poll, host: Host, on_line: Callable[[str], None]) -> None:
+def _poll(step: Poll, host: Host, on_line: Callable[[str], None], interrupted: Event) -> None:
     deadline = monotonic() + step.timeout
     while True:
         done: Completed = host.run(step.argv, privileged=step.privileged, check=False, timeout=step.timeout)
@@ -179,4 +196,5 @@ def _poll(step: Poll, host: Host, on_line: Callable[[str], None]) -> None:
         if monotonic() > deadline:
             raise step.failure(done)
         on_line(done.tail(1))
-        sleep(step.interval)
+        if interrupted.wait(step.interval):
+            raise Interrupted(f"interrupted: {step.title}", node=step.node, next_move="run the same command again")

@@ -10,11 +10,12 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from core import parsers
 from core.config import Address, Cluster, Node, Profile, Subnet
@@ -22,6 +23,7 @@ from core.errors import ConfigError, FactsError
 from core.host import Host
 from core.remote import Hosts
 
+T = TypeVar("T")
 Raw = Mapping[str, Any]
 """One fact of a capture: {"code": exit code, "out": text} or, of files, {"files": {path: text}}."""
 Capture = Mapping[str, Raw]
@@ -126,11 +128,27 @@ def load_captures(path: Path) -> Captures:
         nodes, sources = data["nodes"], data.get("sources", {})
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", next_move="check the path") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path} holds no facts: {error}", next_move="make it with invoke facts --save FILE"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_facts(path, str(error)) from error
+    if not _are_captures(nodes):
+        raise _no_facts(path, "its nodes are not {name: {fact: answer}}")
     return Captures(nodes, sources)
+
+
+def _are_captures(nodes: Any) -> bool:
+    """Whether this has the shape of captures, down to text for every answer and every file."""
+    if not isinstance(nodes, dict) or not all(isinstance(facts, dict) for facts in nodes.values()):
+        return False
+    return all(_is_answer(raw) for facts in nodes.values() for raw in facts.values())
+
+
+def _is_answer(raw: Any) -> bool:
+    files = raw.get("files", {}) if isinstance(raw, dict) else None
+    return isinstance(files, dict) and all(isinstance(text, str) for text in (raw.get("out", ""), *files.values()))
+
+
+def _no_facts(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path} holds no facts: {why}", next_move="make it with invoke facts --save FILE")
 
 
 def require_nodes(facts: Facts, nodes: tuple[Node, ...]) -> None:
@@ -223,8 +241,8 @@ for name, patterns in request["files"].items():
             continue
     facts[name] = {"code": 0, "files": found}
 ours = re.compile(request["ours"])
-lines = facts["processes"]["out"].splitlines(True)
-facts["processes"]["out"] = "".join(line for line in lines if ours.search(line))
+lines = facts["processes"]["out"].split("\\n")
+facts["processes"]["out"] = "".join(line + "\\n" for line in lines if ours.search(line))
 print(json.dumps(facts))
 """
 
@@ -243,63 +261,62 @@ def probe_argv(request: Mapping[str, Any]) -> tuple[str, ...]:
 def _probe(host: Host, request: Mapping[str, Any]) -> Capture:
     done = host.run(probe_argv(request), timeout=60)
     try:
-        answer: Capture = json.loads(done.out)
-    except json.JSONDecodeError as error:
+        return parsers.record(done.out)
+    except ValueError as error:
         raise FactsError(
             "the probe answered something that is not JSON",
             node=host.name,
             next_move="look for a login script that prints (~/.bashrc): it must be silent without a terminal",
             evidence=done.tail(5),
         ) from error
-    return answer
 
 
 def parse(name: str, capture: Capture) -> NodeFacts:
-    """Parse one node's capture. Pure. Raises FactsError naming the fact that cannot be read."""
+    """Parse one node's capture. Pure. Raises FactsError naming the fact that is missing or cannot be read."""
     reader = _Reader(name, capture)
+    uname = reader.needed("uname", parsers.uname)
     memory = reader.memory()
-    uname = reader.out("uname", parsers.uname)
+    releases = reader.records("complete")
     return NodeFacts(
         name=name,
         hostname=uname.hostname,
         kernel=uname.kernel,
         architecture=uname.architecture,
         os=parsers.os_release(reader.file("os")),
-        glibc=reader.out("glibc", parsers.glibc),
-        python=reader.out("python", parsers.python_version),
-        cores=reader.out("cores", int),
+        glibc=reader.needed("glibc", parsers.glibc),
+        python=reader.needed("python", parsers.python_version),
+        cores=reader.needed("cores", int),
         memory_total=memory.total,
         memory_available=memory.available,
-        disk_free=reader.out("disk", parsers.disk_free),
-        addresses=parsers.interfaces(reader.text("addresses"), reader.files("mtu"), reader.files("speed")),
-        gpus=parsers.gpus(reader.text("gpus")),
-        cuda=parsers.cuda_release(reader.text("cuda")),
-        hcas=parsers.hcas(reader.text("hcas")),
-        packages=parsers.installed_packages(reader.text("packages")),
-        root_owner=reader.text("root").strip() or None,
-        wheels=parsers.names_and_sizes(reader.text("wheels")),
-        releases=reader.releases(),
-        partial=frozenset(reader.text("releases").split()) - set(reader.releases()),
-        current=parsers.release_of_link(reader.text("current")),
-        model_files=parsers.names_and_sizes(reader.text("model")),
-        model_origin=json.loads(reader.file("model_origin") or "null"),
-        units=parsers.units(reader.text("units") + "\n" + reader.text("install")),
+        disk_free=reader.needed("disk", parsers.disk_free),
+        addresses=reader.needed(
+            "addresses", partial(parsers.interfaces, mtus=reader.files("mtu"), speeds=reader.files("speed"))
+        ),
+        gpus=reader.out("gpus", parsers.gpus),
+        cuda=reader.out("cuda", parsers.cuda_release),
+        hcas=reader.out("hcas", parsers.hcas),
+        packages=reader.out("packages", parsers.installed_packages),
+        root_owner=reader.out("root", str.strip) or None,
+        wheels=reader.out("wheels", parsers.names_and_sizes),
+        releases=releases,
+        partial=frozenset(reader.out("releases", str.split)) - set(releases),
+        current=reader.out("current", parsers.release_of_link),
+        model_files=reader.out("model", parsers.names_and_sizes),
+        model_origin=next(iter(reader.records("model_origin").values()), None),
+        units={**reader.out("units", parsers.units), **reader.out("install", parsers.units)},
         files=reader.files("own"),
-        processes=parsers.processes(reader.text("processes")),
-        listening=parsers.listeners(reader.text("listening")),
-        token=parsers.token_came(reader.text("token")),
+        processes=reader.out("processes", parsers.processes),
+        listening=reader.out("listening", parsers.listeners),
+        token=reader.out("token", parsers.token_came),
     )
 
 
 class _Reader:
-    """Access to a capture where facts that were not asked or failed read as empty."""
+    """Access to a capture: needed facts must be there, others read as empty where they were not asked or failed."""
 
     def __init__(self, node: str, capture: Capture) -> None:
         self._node = node
         self._capture = capture
-
-    def text(self, fact: str) -> str:
-        return str(self._capture.get(fact, NOT_ASKED).get("out", ""))
 
     def files(self, fact: str) -> Mapping[str, str]:
         found: Mapping[str, str] = self._capture.get(fact, NOT_ASKED).get("files", {})
@@ -308,23 +325,39 @@ class _Reader:
     def file(self, fact: str) -> str:
         return next(iter(self.files(fact).values()), "")
 
-    def out(self, fact: str, parser: Any) -> Any:
-        text = self.text(fact)
+    def needed(self, fact: str, parser: Callable[[str], T]) -> T:
+        if not self._text(fact).strip():
+            raise self._unread(fact, "the node did not answer it", str(self._capture.get(fact, {}).get("error", "")))
+        return self.out(fact, parser)
+
+    def out(self, fact: str, parser: Callable[[str], T]) -> T:
+        return self._parsed(fact, parser, self._text(fact))
+
+    def memory(self) -> parsers.Memory:
+        host = self._parsed("meminfo", parsers.meminfo, self.file("meminfo"))
+        usage, stat = self.file("cgroup_usage"), self.file("cgroup_stat")
+        return self._parsed(
+            "cgroup_usage", lambda text: parsers.smaller_memory(host, self.files("cgroup").values(), text, stat), usage
+        )
+
+    def records(self, fact: str) -> dict[str, Mapping[str, Any]]:
+        """Return the JSON objects of a fact that is files, by the name of each file's folder."""
+        found = self.files(fact).items()
+        return {PurePosixPath(path).parent.name: self._parsed(fact, parsers.record, text) for path, text in found}
+
+    def _text(self, fact: str) -> str:
+        return str(self._capture.get(fact, NOT_ASKED).get("out", ""))
+
+    def _parsed(self, fact: str, parser: Callable[[str], T], text: str) -> T:
         try:
             return parser(text)
         except (ValueError, IndexError, KeyError) as error:
-            raise FactsError(
-                f"the fact {fact!r} cannot be read ({error})",
-                node=self._node,
-                next_move="run that command on the node by hand, and report its output as a bug",
-                evidence=text[:500] or str(self._capture.get(fact, {}).get("error", "(it answered nothing)")),
-            ) from error
+            raise self._unread(fact, str(error), text) from error
 
-    def memory(self) -> parsers.Memory:
-        host = parsers.meminfo(self.file("meminfo"))
-        return parsers.smaller_memory(
-            host, self.files("cgroup").values(), self.file("cgroup_usage"), self.file("cgroup_stat")
+    def _unread(self, fact: str, why: str, text: str) -> FactsError:
+        return FactsError(
+            f"the fact {fact!r} cannot be read: {why}",
+            node=self._node,
+            next_move="look at it on the node by hand; if it is well formed, report it as a bug",
+            evidence=text[:500],
         )
-
-    def releases(self) -> dict[str, Mapping[str, Any]]:
-        return {PurePosixPath(path).parent.name: json.loads(text) for path, text in self.files("complete").items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 UNIT_PROPERTIES = (
     "Id",
@@ -147,7 +149,7 @@ def interfaces(addresses: str, mtus: Mapping[str, str], speeds: Mapping[str, str
 
 def _number_of(files: Mapping[str, str], interface: str, kind: str) -> int | None:
     text = files.get(f"/sys/class/net/{interface}/{kind}", "").strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def gpus(text: str) -> tuple[Gpu, ...]:
@@ -188,7 +190,9 @@ def release_of_link(text: str) -> str | None:
 def meminfo(text: str) -> Memory:
     """Parse /proc/meminfo (kB) to bytes."""
     fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
-    return Memory(int(fields.get("MemTotal", 0)) * 1024, int(fields.get("MemAvailable", 0)) * 1024)
+    if missing := {"MemTotal", "MemAvailable"} - fields.keys():
+        raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
+    return Memory(int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024)
 
 
 def smaller_memory(host: Memory, limits: Iterable[str], usage: str, stat: str) -> Memory:
@@ -197,7 +201,7 @@ def smaller_memory(host: Memory, limits: Iterable[str], usage: str, stat: str) -
     Page cache counts as available in a cgroup as it does in MemAvailable: usage less inactive_file and active_file
     (https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files).
     """
-    numbers = [int(text) for text in limits if text.strip().isdigit()]
+    numbers = [int(text) for text in limits if text.strip().isdecimal()]
     limit = min((number for number in numbers if number < host.total), default=None)
     if limit is None:
         return host
@@ -228,7 +232,7 @@ def units(text: str) -> dict[str, Unit]:
 
 def processes(text: str) -> tuple[Process, ...]:
     """Parse `ps -o pid=,user=,args=` (the probe keeps what belongs to a service of the suite)."""
-    rows = (line.split(None, 2) for line in text.splitlines())
+    rows = (line.split(None, 2) for line in text.split("\n"))  # a command line may hold other line separators
     return tuple(Process(int(row[0]), row[1], row[2]) for row in rows if len(row) == 3)
 
 
@@ -236,7 +240,15 @@ def listeners(text: str) -> tuple[Listener, ...]:
     """Parse `ss -Hltn`: the fourth column is ADDRESS:PORT."""
     rows = (line.split() for line in text.splitlines())
     pairs = (row[3].rpartition(":") for row in rows if len(row) >= 4)
-    return tuple(Listener(address.strip("[]"), int(port)) for address, _, port in pairs if port.isdigit())
+    return tuple(Listener(address.strip("[]"), int(port)) for address, _, port in pairs if port.isdecimal())
+
+
+def record(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is no JSON object")
+    return found
 
 
 def token_came(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -53,10 +53,8 @@ def _streamed(url: str, body: dict[str, Any], on_piece: Callable[[str], None]) -
             text = reply.read().decode(errors="replace")
             raise NotServing(f"the API answered {reply.status_code}", next_move="invoke logs", evidence=text[:500])
         for line in reply.iter_lines():
-            choice = _choice(line)
-            if choice is None:
-                continue
-            piece = choice["delta"].get("content") or ""
+            choice = parse(line)
+            piece = (choice.get("delta") or {}).get("content") or ""
             finish = choice.get("finish_reason") or finish
             pieces.append(piece)
             on_piece(piece)
@@ -65,10 +63,21 @@ def _streamed(url: str, body: dict[str, Any], on_piece: Callable[[str], None]) -
     return {"answer": "".join(pieces), "finish_reason": finish, "model": body["model"]}
 
 
-def _choice(line: str) -> dict[str, Any] | None:
-    """Parse a line of server-sent events: "data: {…}" with choices, else None (blank, [DONE], usage)."""
+def parse(line: str) -> Mapping[str, Any]:
+    """Parse a line of server-sent events to its first choice; empty for a line without one (blank, usage, [DONE]).
+
+    Raises NotServing for an error in the stream: a stage that is lost in the middle of an answer comes with code 200.
+    """
     data = line.removeprefix("data:").strip()
     if not line.startswith("data:") or data == "[DONE]":
-        return None
-    choices: list[dict[str, Any]] = json.loads(data).get("choices", [])
-    return choices[0] if choices else None
+        return {}
+    try:
+        event = json.loads(data)
+        choices = event.get("choices") or [{}]
+        error = event.get("error")
+    except (ValueError, AttributeError) as broken:
+        raise NotServing("the API sent what is no event", next_move="invoke logs", evidence=data[:500]) from broken
+    if error:
+        raise NotServing("the answer broke off", next_move="invoke logs", evidence=json.dumps(error)[:500])
+    first: Mapping[str, Any] = choices[0]
+    return first

@@ -7,7 +7,7 @@ The environment is in place before Ray starts: what is set later never reaches t
 from __future__ import annotations
 
 import re
-import shlex
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -31,7 +31,7 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701 - unit files, not HTML; values are checked by _refuse_breaks
+    autoescape=False,  # noqa: S701 - unit files, not HTML; values are quoted by exec_word and env_value
 )
 
 
@@ -88,7 +88,7 @@ def files_of(service: Service, node: Node, seen: NodeFacts) -> dict[PurePosixPat
         UNIT_FOLDER / f"{name}.service": _TEMPLATES.get_template(f"{name}.service.j2").render(values)
         for name in service.units_of(node)
     }
-    environment = {key: _quoted(key, value) for key, value in environment_of(service, node, seen).items()}
+    environment = {key: env_value(key, value) for key, value in environment_of(service, node, seen).items()}
     files[NODE_ENV] = _TEMPLATES.get_template("node.env.j2").render(marker=MARKER, environment=environment)
     return files
 
@@ -181,26 +181,41 @@ def _of_suite(service: Service, facts: Facts) -> Iterator[str]:
 
 
 def _continued(argv: tuple[str, ...]) -> str:
-    """Return argv for ExecStart, an option a line, quoted as systemd reads it (systemd.service(5), COMMAND LINES)."""
+    """Return argv for ExecStart, an option a line."""
     lines: list[list[str]] = [[]]
     for word in argv:
-        _refuse_breaks("a vllm argument", word)
         if word.startswith("--"):
             lines.append([])
-        escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
-        lines[-1].append(shlex.quote(escaped))
+        lines[-1].append(exec_word(word))
     return " \\\n    ".join(" ".join(words) for words in lines)
 
 
-def _quoted(key: str, value: str) -> str:
-    """Quote a value for EnvironmentFile= (https://www.freedesktop.org/software/systemd/man/systemd.exec.html)."""
-    _refuse_breaks(key, value)
+def exec_word(word: str) -> str:
+    """Quote a word for ExecStart=; raises ConfigError for one with control characters.
+
+    Quotes go around a whole word, and a backslash, % and $ mean something in them too: systemd.syntax(7), Quoting, and
+    systemd.service(5), COMMAND LINES.
+    """
+    _refuse_controls("a vllm argument", word)
+    escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
+    if re.fullmatch(r"[A-Za-z0-9@%$+=:,./_-]+", escaped):
+        return escaped
+    return f"'{escaped}'" if "'" not in escaped else '"' + escaped.replace('"', '\\"') + '"'
+
+
+def env_value(key: str, value: str) -> str:
+    """Quote a value for EnvironmentFile= (systemd.exec(5)); raises ConfigError for one with control characters."""
+    _refuse_controls(key, value)
     return value if re.fullmatch(r"[\w./:,@+-]*", value) else '"' + re.sub(r'(["\\$`])', r"\\\1", value) + '"'
 
 
-def _refuse_breaks(what: str, value: str) -> None:
-    if "\n" in value or "\r" in value or "\0" in value:
-        raise ConfigError(f"{what} holds a line break", next_move="remove it from the profile or the stack")
+def _refuse_controls(what: str, value: str) -> None:
+    """A line break would end the line; systemd drops a variable with any other control character, without an error."""
+    if any(unicodedata.category(character) == "Cc" and character != "\t" for character in value):
+        raise ConfigError(
+            f"{what} holds a line break or another control character",
+            next_move="remove it from the profile or the stack",
+        )
 
 
 def present(files: Mapping[PurePosixPath, str], seen: NodeFacts) -> bool:

@@ -53,7 +53,7 @@ def follow(cluster: Cluster, hosts: Hosts, lines: int, on_line: Callable[[str], 
 
 def parse(node: str, text: str) -> Iterator[tuple[int, str]]:
     """Parse `journalctl -o json`: (microseconds since the epoch, "time node unit: message") an entry."""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.startswith("{"):
             continue
         entry: dict[str, Any] = json.loads(line)
@@ -68,5 +68,11 @@ def parse(node: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def _message(value: Any) -> str:
-    """Return an entry's text; journald gives bytes that are no UTF-8 as a list of numbers."""
-    return bytes(value).decode(errors="replace") if isinstance(value, list) else str(value or "")
+    """Return an entry's text; journald gives bytes that are no UTF-8 as numbers, and a field that came twice as a list.
+
+    https://systemd.io/JOURNAL_EXPORT_FORMATS/#journal-json-format
+    """
+    if not isinstance(value, list):
+        return str(value or "")
+    numbers = all(isinstance(item, int) for item in value)
+    return bytes(value).decode(errors="replace") if numbers else "\n".join(map(_message, value))

@@ -31,7 +31,7 @@ def parse(text: str) -> Readiness:
     try:
         data: dict[str, Any] = json.loads(text)
         return Readiness(int(data["tokens"]), str(data["error"]), dict(data["units"]), str(data["log"]))
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return Readiness(0, text.strip() or "no answer", {}, "")
 
 
