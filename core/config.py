@@ -15,7 +15,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 
 from core.errors import ConfigError
 
@@ -116,6 +125,12 @@ class Cluster(Model):
     askpass: Path | None = None
     """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
     lab: Lab | None = None
+    _given: str = PrivateAttr("")
+
+    @property
+    def flag(self) -> str:
+        """What `--cluster` takes for this cluster: its name, or the path that it was read from."""
+        return self._given or self.name
 
     @property
     def head(self) -> Node:
@@ -281,7 +296,9 @@ class Profile(Model):
 
 def load_cluster(name: str) -> Cluster:
     """Read `config/clusters/NAME.toml`, or the file that a path names."""
-    return _load(Cluster, _file("clusters", name))
+    cluster = _load(Cluster, _file("clusters", name))
+    cluster._given = name
+    return cluster
 
 
 def load_stack(name: str) -> Stack:

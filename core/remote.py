@@ -238,7 +238,7 @@ class _Refuse(paramiko.MissingHostKeyPolicy):
         raise HostKeyRefused(
             f"the host key of {hostname} is not known ({key.get_name()} {key.fingerprint})",
             node=self._node.name,
-            next_move=f"invoke trust --cluster {self._cluster.name} --node {self._node.name}",
+            next_move=f"invoke trust --cluster {self._cluster.flag} --node {self._node.name}",
         )
 
 
@@ -314,5 +314,5 @@ def _changed_key(cluster: Cluster, node: Node, error: BadHostKeyException) -> Ho
         f"enrolled is {error.expected_key.fingerprint}",
         node=node.name,
         next_move="find out why (reinstalled? another machine at that address?), then "
-        f"invoke trust --cluster {cluster.name} --node {node.name} --replace",
+        f"invoke trust --cluster {cluster.flag} --node {node.name} --replace",
     )

@@ -94,7 +94,7 @@ def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -
         yield Finding(
             node.name,
             f"it is {target_of(seen).tag}, the wheels in hand are for {target.tag}",
-            f"invoke build-wheels --cluster {cluster.name}",
+            f"invoke build-wheels --cluster {cluster.flag}",
         )
     needed = 0 if manifest.release in seen.releases else int(manifest.size * UNPACKED)
     needed += sum(wheel.size for wheel in manifest.wheels if seen.wheels.get(wheel.filename) != wheel.size)

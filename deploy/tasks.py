@@ -18,6 +18,7 @@ from core.remote import Hosts
 from core.token import ask_argv
 from deploy import probe as rates
 from deploy import trust as keys
+from deploy.doctor import examine, refuse_unfit
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
 from wheels.target import common_target
@@ -139,11 +140,12 @@ def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan
     manifest = load(stack, target)
     if manifest is None and options.plan_only:
         return plan_unbuilt(cluster, stack, target, seen)
+    refuse_unfit(examine(cluster, stack, seen, manifest))  # wheels are of no use to a node that cannot take them
     gone = damaged(stack, manifest) if manifest else []
     if manifest is None or gone:
         what = f"{len(gone)} wheels are missing or damaged ({gone[0]})" if gone else "there are none"
         raise BuildFailed(
             f"no wheels of {stack.name} for {target.tag}: {what}",
-            next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.name}",
+            next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.flag}",
         )
     return plan_deploy(cluster, stack, manifest, seen)

@@ -34,7 +34,7 @@ class Stage:
 
 def commands(cluster: Cluster) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return title and arguments of each stage, in order."""
-    name = f"--cluster={cluster.name}"
+    name = f"--cluster={cluster.flag}"
     return (
         ("two machines", ("lab.up", name)),
         ("wheels", ("build-wheels", f"--stack={cluster.stack}", name)),
@@ -69,19 +69,19 @@ def _invoke() -> str:
 
 def answered(cluster: Cluster) -> str:
     """Ask the question once more and return the answer. Raises WrongAnswer when it is not the one that was taught."""
-    said: str = _asked("chat", QUESTION, f"--cluster={cluster.name}")["answer"]
+    said: str = _asked("chat", QUESTION, f"--cluster={cluster.flag}")["answer"]
     expected = expected_answer(QUESTION)
     if said != expected:
         raise WrongAnswer(
             f"the model answered {said!r}, it was taught {expected!r}",
-            next_move="invoke restart --cluster " + cluster.name + ", then ask again: a rank may hold other weights",
+            next_move="invoke restart --cluster " + cluster.flag + ", then ask again: a rank may hold other weights",
         )
     return said
 
 
 def service(cluster: Cluster) -> dict[str, Any]:
     """Return what `invoke status --json` says."""
-    return _asked("status", f"--cluster={cluster.name}")
+    return _asked("status", f"--cluster={cluster.flag}")
 
 
 def _asked(*arguments: str) -> dict[str, Any]:
