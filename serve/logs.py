@@ -11,13 +11,16 @@ from typing import Any
 
 from core.config import Cluster
 from core.remote import Hosts
+from serve.cluster import START_ORDER
 
 FOREVER = 10 * 365 * 86400.0
 
 
 def journal_argv(lines: int, *, follow: bool) -> tuple[str, ...]:
     """Return the argv that prints our units' newest entries as JSON lines."""
-    argv = ("journalctl", "-u", "sparkstack-*", "-o", "json", "--no-pager", "-n", str(lines))
+    # by name: a pattern that matches no unit is an error, as on a node where nothing was started yet
+    units = (f"--unit={name}" for name in START_ORDER)
+    argv = ("journalctl", *units, "-o", "json", "--no-pager", "-n", str(lines))
     return (*argv, "-f") if follow else argv
 
 

@@ -70,7 +70,7 @@ def require_model(service: Service, facts: Facts) -> None:
         raise UnfitNode(
             f"the model {service.profile.model} is not in {service.model}",
             node=name,
-            next_move=f"invoke lab.model --cluster {service.cluster.name}"
+            next_move=f"invoke lab.model --cluster {service.cluster.flag}"
             if service.cluster.lab
             else f"put the model's files into {service.model} on every node",
         )
@@ -90,7 +90,7 @@ def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Pl
             node=name,
             title=f"deploy {service.release}",
             reason=f"in use is {facts[name].current or 'none'}",
-            feature=f"invoke deploy --cluster {cluster.name}",
+            feature=f"invoke deploy --cluster {cluster.flag}",
             exists=True,
         )
         for name in lacking
@@ -108,7 +108,7 @@ def _model_later(service: Service, node: str) -> Later:
         node=node,
         title=f"have the model in {service.model}",
         reason="no config.json is there",
-        feature=f"invoke {'lab.model' if trained else 'model.fetch'} --cluster {cluster.name} --profile {profile.name}",
+        feature=f"invoke {'lab.model' if trained else 'model.fetch'} --cluster {cluster.flag} --profile {profile.name}",
         exists=trained,
     )
 

@@ -100,7 +100,7 @@ def _no_release(cluster: Cluster, facts: Facts) -> NoReturn:
     raise UnfitNode(
         f"the nodes are not on one release of {cluster.stack}: {said}",
         node=odd,
-        next_move=f"invoke deploy --cluster {cluster.name}",
+        next_move=f"invoke deploy --cluster {cluster.flag}",
     )
 
 
