@@ -79,7 +79,7 @@ class SudoPassword:
     def _ask(self, node: str) -> str:
         program = self._askpass or os.environ.get("SUDO_ASKPASS")
         if program:
-            return process.run([str(ROOT / program)]).out.rstrip("\n")
+            return self._printed(ROOT / program, node)
         if not sys.stdin.isatty():
             raise AuthenticationRefused(
                 "sudo asks for a password and there is no terminal to ask on",
@@ -87,6 +87,18 @@ class SudoPassword:
                 next_move="set SUDO_ASKPASS to a program that prints it, or run this in a terminal",
             )
         return getpass.getpass(f"sudo password on {node}: ")
+
+    @staticmethod
+    def _printed(program: Path, node: str) -> str:
+        try:
+            return process.run([str(program)]).out.rstrip("\n")
+        except CommandFailed as error:
+            raise AuthenticationRefused(
+                f"sudo asks for a password and {program} gives none",
+                node=node,
+                next_move="correct SUDO_ASKPASS, or askpass in the cluster's file: it has to print the password",
+                evidence=error.cause,
+            ) from error
 
 
 def temporary_path() -> str:

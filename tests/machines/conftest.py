@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from core.config import WORK, load_cluster
+from core.config import ROOT, WORK, load_cluster
 from lab import evidence, host, lifecycle
+from tests.machines.checkout import Checkout, copy_project
+from tests.machines.command_line import CommandLine
 from tests.machines.harness import Lab
 
-CLUSTER = Path(__file__).parent.parent / "clusters" / "lab-tests.toml"
+CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
+"""Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +41,22 @@ def lab(lab_session: Lab) -> Lab:
     lab_session.said.clear()
     lab_session.up()
     return lab_session
+
+
+@pytest.fixture
+def invoke(lab: Lab) -> CommandLine:
+    """The command line of this project for the machines."""
+    return CommandLine(ROOT, lab.cluster.flag)
+
+
+@pytest.fixture(scope="session")
+def checkout(lab_session: Lab) -> Iterator[Checkout]:
+    """Copy the project: a checkout with a state and wheels of its own, where configuration and sources may change."""
+    WORK.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="checkout-", dir=WORK))
+    copy_project(ROOT, folder)
+    yield Checkout(folder, lab_session.cluster, CLUSTER)
+    shutil.rmtree(folder)
 
 
 @pytest.hookimpl(wrapper=True)

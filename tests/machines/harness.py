@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.config import Cluster
@@ -39,3 +41,13 @@ class Lab:
     def status(self, name: str) -> MachineStatus:
         """Look at one machine."""
         return next(status for status in lifecycle.status(self.cluster) if status.name == name)
+
+
+def eventually(done: Callable[[], bool], seconds: float = 30) -> bool:
+    """Return True as soon as ``done`` says so, False when it has not within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
