@@ -18,8 +18,9 @@ from core.apply import Context, Journal, apply
 from core.config import WORK, Cluster
 from core.errors import Interrupted, NotConverged, SparkstackError
 from core.facts import Facts, Question, gather, load_captures, require_nodes
+from core.host import CONTROLLER
 from core.lock import locked
-from core.plan import Plan, as_data, as_text
+from core.plan import Call, Plan, Report, as_data, as_text, make_plan
 from core.remote import Hosts
 from core.screen import Screen
 
@@ -126,14 +127,40 @@ def apply_and_check(name: str, plan: Plan, again: Callable[[], Plan], hosts: Hos
         apply(plan, Context(hosts, screen, journal))
     finally:
         screen.line(f"journal: {journal.path}", style="dim")
-    rest = again()
+    _require_empty(again())
+    screen.line("looked again: nothing left to do")
+
+
+def mend(title: str, pending: Callable[[], list[str]], action: Callable[[Report], object], options: Options) -> None:
+    """Run a command that works on this host only: say what is pending, do it in one action, look again.
+
+    ``pending`` looks and changes nothing. Raises NotConverged when something is left.
+    """
+
+    def plan() -> Plan:
+        return make_plan(title, ((title, [_pending_step(word, action) for word in pending()]),))
+
+    first = plan()
+    if options.plan_only:
+        show_plan(first, options)
+        return
+    if not first.empty:
+        action(Screen().line)
+        _require_empty(plan())
+    _answer_done(first, options)
+
+
+def _pending_step(word: str, action: Callable[[Report], object]) -> Call:
+    return Call(node=CONTROLLER, title=word, reason="it is not so yet", shown="", action=action)
+
+
+def _require_empty(rest: Plan) -> None:
     if not rest.empty:
         raise NotConverged(
             "everything ran, and there is still something to do",
             next_move="run it again; if this stays, it is a bug: report the plan below",
             evidence=as_text(rest, contents=False),
         )
-    screen.line("looked again: nothing left to do")
 
 
 def _answer_done(plan: Plan, options: Options) -> None:

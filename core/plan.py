@@ -92,7 +92,7 @@ class Call(Common):
     """Work on this host that is not one command; ``shown`` says it in words, ``action`` does it."""
 
     shown: str
-    action: Callable[[Report], None] = field(compare=False)
+    action: Callable[[Report], object] = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

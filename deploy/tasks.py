@@ -70,10 +70,13 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
         "node": "only this node",
         "replace": "take the new key in place of the enrolled one",
         "yes": "do not ask",
+        "dry-run": "show the keys and stop",
     }
 )
 @command
-def trust(_: Context, cluster: str = "", node: str = "", replace: bool = False, yes: bool = False) -> None:
+def trust(
+    _: Context, cluster: str = "", node: str = "", replace: bool = False, yes: bool = False, dry_run: bool = False
+) -> None:
     """Show the host keys of the nodes and enrol them."""
     chosen = chosen_cluster(cluster)
     for member in [chosen.node(node)] if node else chosen.nodes:
@@ -84,7 +87,8 @@ def trust(_: Context, cluster: str = "", node: str = "", replace: bool = False, 
             answer(f"{member.name}: {key.fingerprint} is enrolled already")
             continue
         answer(f"{member.name}: {member.management} shows {key.fingerprint}")
-        if yes or _agreed(member.name):
+        keys.refuse_changed(key, replace=replace)
+        if not dry_run and (yes or _agreed(member.name)):
             keys.enrol(chosen, key, replace=replace)
             answer(f"{member.name}: enrolled in {chosen.known_hosts}")
 

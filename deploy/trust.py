@@ -43,14 +43,19 @@ def examine(cluster: Cluster, node: Node) -> HostKey:
     return HostKey(node, line, _lines(cluster).get(line.split()[0]))
 
 
-def enrol(cluster: Cluster, key: HostKey, *, replace: bool) -> None:
-    """Write the key into the cluster's known_hosts. Raises HostKeyRefused for a changed key unless ``replace``."""
+def refuse_changed(key: HostKey, *, replace: bool) -> None:
+    """Raise HostKeyRefused for a key in place of another one, unless ``replace``."""
     if key.changed and not replace:
         raise HostKeyRefused(
             "another key is enrolled for this address",
             node=key.node.name,
             next_move="find out why it changed (reinstalled?), then say --replace",
         )
+
+
+def enrol(cluster: Cluster, key: HostKey, *, replace: bool) -> None:
+    """Write the key into the cluster's known_hosts. Raises HostKeyRefused for a changed key unless ``replace``."""
+    refuse_changed(key, replace=replace)
     lines = {**_lines(cluster), key.line.split()[0]: key.line}
     cluster.state.mkdir(parents=True, exist_ok=True)
     fresh = cluster.known_hosts.with_name("known_hosts.new")

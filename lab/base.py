@@ -182,6 +182,11 @@ def ensure(report: Callable[[str], None]) -> Path:
     return target
 
 
+def cached() -> bool:
+    """Say whether a root, or what an interrupted command left of one, is there."""
+    return any((WORK / "lab").glob("base-*"))
+
+
 def remove() -> list[str]:
     """Remove every root and log of this project's lab; return what was removed."""
     found = sorted((WORK / "lab").glob("base-*"))

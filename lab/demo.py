@@ -45,14 +45,18 @@ def commands(cluster: Cluster) -> tuple[tuple[str, tuple[str, ...]], ...]:
     )
 
 
+def shown(arguments: tuple[str, ...]) -> str:
+    """Return a command as a user would type it."""
+    return shlex.join(("invoke", *arguments))
+
+
 def run_stages(cluster: Cluster, report: Report) -> tuple[Stage, ...]:
     """Run every stage on our own terminal. Raises CommandFailed naming the stage; the same command goes on there."""
     return tuple(_stage(title, arguments, report) for title, arguments in commands(cluster))
 
 
 def _stage(title: str, arguments: tuple[str, ...], report: Report) -> Stage:
-    shown = shlex.join(("invoke", *arguments))
-    report(f"{title}: {shown}")
+    report(f"{title}: {shown(arguments)}")
     began = monotonic()
     code = process.attached((_invoke(), *arguments))
     if code != 0:
@@ -60,7 +64,7 @@ def _stage(title: str, arguments: tuple[str, ...], report: Report) -> Stage:
             f"the stage “{title}” ended with {code}: its own message stands above",
             next_move="do what that message says; make demo then goes on from here",
         )
-    return Stage(title, shown, monotonic() - began)
+    return Stage(title, shown(arguments), monotonic() - began)
 
 
 def _invoke() -> str:

@@ -97,27 +97,27 @@ def status(cluster: Cluster) -> tuple[MachineStatus, ...]:
 
 def cut(cluster: Cluster, node_name: str, report: Report, network_name: str = "fabric") -> None:
     """Pull a machine's cable; it stays pulled over reboots, until `heal` or `up`."""
-    place = _place(cluster, node_name)
-    network.cut(place, _known(cluster, network_name))
+    place = place_of(cluster, node_name)
+    network.cut(place, known_network(cluster, network_name))
     report(f"{node_name}: {network_name} is cut")
 
 
 def heal(cluster: Cluster, node_name: str, report: Report, network_name: str = "fabric") -> None:
     """Put a machine's cable back."""
-    place = _place(cluster, node_name)
-    network.heal(place, _known(cluster, network_name))
+    place = place_of(cluster, node_name)
+    network.heal(place, known_network(cluster, network_name))
     report(f"{node_name}: {network_name} is connected")
 
 
 def kill(cluster: Cluster, node_name: str, report: Report) -> None:
     """Power loss: every process of the machine is killed at once; it stays off until `boot` or `up`."""
-    power.kill(_place(cluster, node_name))
+    power.kill(place_of(cluster, node_name))
     report(f"{node_name}: killed")
 
 
 def boot(cluster: Cluster, node_name: str, report: Report) -> None:
     """Switch a machine on and wait until it answers; cut links stay cut. LabError when `up` has never made it."""
-    place = _place(cluster, node_name)
+    place = place_of(cluster, node_name)
     host.require()
     if not place.disk.exists():
         raise LabError("this machine has never been made", next_move="run `invoke lab.up`", node=node_name)
@@ -142,13 +142,15 @@ def _require_root() -> None:
         raise LabError("local machines need root", next_move="run as root or with sudo")
 
 
-def _place(cluster: Cluster, node_name: str) -> Place:
+def place_of(cluster: Cluster, node_name: str) -> Place:
+    """Return a machine's place. Raises LabError without a [lab] table or root, ConfigError for an unknown name."""
     _lab(cluster)
     _require_root()
     return Place(cluster, cluster.node(node_name))
 
 
-def _known(cluster: Cluster, kind: str) -> Kind:
+def known_network(cluster: Cluster, kind: str) -> Kind:
+    """Return ``kind`` when the lab has that network. Raises LabError."""
     if kind not in networks(cluster):
         names = " or ".join(networks(cluster))
         raise LabError(f"cluster {cluster.name} has no network {kind!r}", next_move=f"use {names}")

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge
+from core.command import Options, answer, answer_json, command, converge, mend
 from core.config import load_profile
 from core.facts import Question
+from core.plan import Report
 from core.screen import Screen
 from lab import demo as walk
-from lab import lifecycle
+from lab import lifecycle, pending
 from lab.training import plan_model
 
 HELP = {"cluster": "which cluster's machines (config/clusters); it needs a [lab] table"}
+CHANGE = {**HELP, "dry-run": "say what is to be done and stop", "json": "answer as JSON"}
+NODE = {**CHANGE, "node": "which machine"}
+LINK = {**NODE, "network": "fabric or management"}
 
 
-@task(help=HELP)
+@task(help=CHANGE)
 @command
-def up(_: Context, cluster: str = "local") -> None:
-    """Make the local machines, or start them again."""
-    lifecycle.up(chosen_cluster(cluster), Screen().line)
+def up(_: Context, cluster: str = "local", dry_run: bool = False, json: bool = False) -> None:
+    """Make the local machines, or start and mend them."""
+    chosen = chosen_cluster(cluster)
+    action = partial(lifecycle.up, chosen)
+    mend("bring the machines up", partial(pending.up, chosen), action, Options(dry_run, json))
 
 
-@task(help=HELP)
+@task(help=CHANGE)
 @command
-def down(_: Context, cluster: str = "local") -> None:
+def down(_: Context, cluster: str = "local", dry_run: bool = False, json: bool = False) -> None:
     """Power the machines off and remove their links; disks and keys stay."""
-    lifecycle.down(chosen_cluster(cluster), Screen().line)
+    chosen = chosen_cluster(cluster)
+    action = partial(lifecycle.down, chosen)
+    mend("take the machines down", partial(pending.down, chosen), action, Options(dry_run, json))
 
 
-@task(help={**HELP, "base": "the cached root file system too"})
+@task(help={**CHANGE, "base": "the cached root file system too"})
 @command
-def clean(_: Context, cluster: str = "local", base: bool = False) -> None:
+def clean(_: Context, cluster: str = "local", base: bool = False, dry_run: bool = False, json: bool = False) -> None:
     """Remove the machines with all that was made for them, and list it."""
-    removed = lifecycle.purge(chosen_cluster(cluster), Screen().line, base=base)
-    answer("\n".join(f"removed {item}" for item in removed) or "nothing to remove")
+    chosen = chosen_cluster(cluster)
+
+    def purge(report: Report) -> None:
+        for what in lifecycle.purge(chosen, lambda _: None, base=base):
+            report(f"removed: {what}")
+
+    look = partial(pending.clean, chosen, with_base=base)
+    mend("remove the machines", look, purge, Options(dry_run, json))
 
 
 @task(help={**HELP, "json": "answer as JSON"})
@@ -59,32 +74,44 @@ def _link(up: bool) -> str:
     return "up" if up else "cut"
 
 
-@task(help={**HELP, "node": "which machine", "network": "fabric or management"})
+@task(help=LINK)
 @command
-def cut(_: Context, node: str, cluster: str = "local", network: str = "fabric") -> None:
+def cut(
+    _: Context, node: str, cluster: str = "local", network: str = "fabric", dry_run: bool = False, json: bool = False
+) -> None:
     """Cut a machine's link."""
-    lifecycle.cut(chosen_cluster(cluster), node, Screen().line, network)
+    chosen = chosen_cluster(cluster)
+    look = partial(pending.cut, lifecycle.place_of(chosen, node), lifecycle.known_network(chosen, network))
+    mend("cut a link", look, lambda report: lifecycle.cut(chosen, node, report, network), Options(dry_run, json))
 
 
-@task(help={**HELP, "node": "which machine", "network": "fabric or management"})
+@task(help=LINK)
 @command
-def heal(_: Context, node: str, cluster: str = "local", network: str = "fabric") -> None:
+def heal(
+    _: Context, node: str, cluster: str = "local", network: str = "fabric", dry_run: bool = False, json: bool = False
+) -> None:
     """Mend a machine's link."""
-    lifecycle.heal(chosen_cluster(cluster), node, Screen().line, network)
+    chosen = chosen_cluster(cluster)
+    look = partial(pending.heal, lifecycle.place_of(chosen, node), lifecycle.known_network(chosen, network))
+    mend("mend a link", look, lambda report: lifecycle.heal(chosen, node, report, network), Options(dry_run, json))
 
 
-@task(help={**HELP, "node": "which machine"})
+@task(help=NODE)
 @command
-def kill(_: Context, node: str, cluster: str = "local") -> None:
+def kill(_: Context, node: str, cluster: str = "local", dry_run: bool = False, json: bool = False) -> None:
     """Cut a machine's power: nothing is synced, nothing is stopped."""
-    lifecycle.kill(chosen_cluster(cluster), node, Screen().line)
+    chosen = chosen_cluster(cluster)
+    look = partial(pending.kill, lifecycle.place_of(chosen, node))
+    mend("cut the power", look, partial(lifecycle.kill, chosen, node), Options(dry_run, json))
 
 
-@task(help={**HELP, "node": "which machine"})
+@task(help=NODE)
 @command
-def boot(_: Context, node: str, cluster: str = "local") -> None:
+def boot(_: Context, node: str, cluster: str = "local", dry_run: bool = False, json: bool = False) -> None:
     """Switch a machine on again."""
-    lifecycle.boot(chosen_cluster(cluster), node, Screen().line)
+    chosen = chosen_cluster(cluster)
+    look = partial(pending.boot, lifecycle.place_of(chosen, node))
+    mend("switch on", look, partial(lifecycle.boot, chosen, node), Options(dry_run, json))
 
 
 @task(
@@ -108,11 +135,14 @@ def model(
     converge("lab.model", chosen, question, lambda seen: plan_model(chosen, stack, wanted, seen), options)
 
 
-@task(help=HELP)
+@task(help={**HELP, "dry-run": "say which commands it runs and stop"})
 @command
-def demo(_: Context, cluster: str = "local") -> None:
+def demo(_: Context, cluster: str = "local", dry_run: bool = False) -> None:
     """Walk the whole way on two local machines and show what came of it."""
     chosen = chosen_cluster(cluster)
+    if dry_run:
+        answer("\n".join(walk.shown(arguments) for _, arguments in walk.commands(chosen)))
+        return
     stages = walk.run_stages(chosen, Screen().line)
     right = walk.answered(chosen)
     answer(walk.summary(stages, walk.service(chosen), right))
