@@ -74,7 +74,13 @@ def limits_memory(found: Iterable[Hierarchy]) -> bool:
 
 
 def make(groups: Iterable[Path], limit: int) -> None:
-    """Make the groups and set the memory limit (bytes) where there is one to set."""
+    """Make the groups anew and set the memory limit (bytes) where there is one to set.
+
+    Those of an earlier boot are removed: in v2 a group that has handed controllers down takes no process any more.
+    """
+    groups = tuple(groups)
+    kill(groups)
+    remove(groups)
     for group in groups:
         _hand_down(group)
         group.mkdir(parents=True, exist_ok=True)
@@ -126,8 +132,7 @@ def remove(groups: Iterable[Path]) -> None:
     """Remove the groups, deepest first; they must be empty."""
     for group in groups:
         for path in sorted([group, *group.glob("**/")], reverse=True):
-            if path.is_dir():
-                path.rmdir()
+            _rmdir(path)
 
 
 def _hand_down(group: Path) -> None:
@@ -138,6 +143,13 @@ def _hand_down(group: Path) -> None:
         control = above / "cgroup.subtree_control"
         if "memory" in _read(above / "cgroup.controllers").split() and "memory" not in _read(control).split():
             control.write_text("+memory", encoding="ascii")
+
+
+def _rmdir(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:  # systemd removes a unit's groups too
+        return
 
 
 def _signal(process: int) -> None:

@@ -75,11 +75,11 @@ class Supervisor:
         groups = cgroup.folders(cgroup.hierarchies(), membership, self.place.mark, delegated=self.delegated)
         if self.delegated:
             cgroup.leave_for_keeper(groups)
-        cgroup.make(groups, self.limit)
         return groups
 
     def _boot(self, root: Path, groups: tuple[Path, ...]) -> int:
         network.clear(self.place)
+        cgroup.make(groups, self.limit)
         machine.configure(self.place, root)
         self.place.write_running(
             {
@@ -100,7 +100,11 @@ class Supervisor:
         return done.code
 
     def _attend(self, groups: tuple[Path, ...]) -> None:
-        """Plug the links in as they appear; show the memory limit to the machine, whose own top group is `payload`."""
+        """Plug the links in as they appear; show the memory limit to the machine.
+
+        Anyone in it reads the limit at /sys/fs/cgroup/memory.max (v2: its top group is our `payload`), or at
+        /sys/fs/cgroup/memory/memory.limit_in_bytes (v1).
+        """
         for kind in networks(self.place.cluster):
             network.attach(self.place, kind)
         for group in groups:
