@@ -18,6 +18,10 @@ from deploy.push import wheel_folder
 from wheels.manifest import Manifest, Wheel, lock_text
 
 INSTALL_TIMEOUT = 900
+BOOT = "/proc/sys/kernel/random/boot_id"
+_BEGIN = 'mkdir -p "$1" && cp "$2" "$1/boot_id"'
+# uv renames into its cache without a sync, so after a power loss files in it may be empty
+_REMOVE = 'cmp -s "$1/boot_id" "$2" || rm -rf "$3"; rm -rf "$1"'
 
 
 def release_folder(cluster: Cluster, release: str) -> PurePosixPath:
@@ -39,10 +43,15 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
     installer = place / "installer"
     step = partial(Run, node=node.name)
     return (
-        *_leftovers(node, seen, manifest.release, place),
+        *_leftovers(cluster, node, seen, manifest.release),
+        step(
+            title="make its folder",
+            reason=f"release {manifest.release} is not on the node",
+            argv=("sh", "-c", _BEGIN, "sh", str(place), BOOT),
+        ),
         step(
             title="make the environment",
-            reason=f"release {manifest.release} is not on the node",
+            reason="a release has its own",
             argv=("python3", "-m", "venv", "--without-pip", str(venv)),
             hint="install python3-venv on the node: sudo apt-get install python3-venv",
         ),
@@ -85,6 +94,10 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
     )
 
 
+def _cache(cluster: Cluster) -> PurePosixPath:
+    return PurePosixPath(cluster.root / "cache")
+
+
 def _uv(manifest: Manifest) -> Wheel:
     for wheel in manifest.wheels:
         if wheel.name == "uv":
@@ -99,8 +112,8 @@ def _uv_path(installer: PurePosixPath, manifest: Manifest) -> str:
     return str(installer / f"uv-{_uv(manifest).version}.data/scripts/uv")
 
 
-def _leftovers(node: Node, seen: NodeFacts, release: str, place: PurePosixPath) -> tuple[Step, ...]:
-    """An installation that a lost connection or Ctrl-C left behind: end it, then remove what it made."""
+def _leftovers(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> tuple[Step, ...]:
+    """An installation that was cut off: end it, then remove what it made; its cache too if the power was lost."""
     unit = seen.units.get(INSTALL_UNIT)
     stop = Run(
         node=node.name,
@@ -113,7 +126,8 @@ def _leftovers(node: Node, seen: NodeFacts, release: str, place: PurePosixPath) 
         node=node.name,
         title="remove the unfinished environment",
         reason="an earlier deployment did not end",
-        argv=("rm", "-rf", str(place)),
+        argv=("sh", "-c", _REMOVE, "sh", str(release_folder(cluster, release)), BOOT, str(_cache(cluster))),
+        timeout=300,
     )
     running = unit is not None and unit.active in ("active", "activating", "deactivating")
     return (*([stop] if running else []), *([remove] if release in seen.partial else []))
@@ -133,7 +147,7 @@ def _install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosi
             "--no-deps",
             "--no-build",
         ),
-        *("--require-hashes", f"--find-links={wheel_folder(cluster)}", f"--cache-dir={cluster.root / 'cache'}"),
+        *("--require-hashes", f"--find-links={wheel_folder(cluster)}", f"--cache-dir={_cache(cluster)}"),
         *("--no-progress", f"--requirement={lock}"),
     )
 
@@ -167,6 +181,13 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
             argv=_with_environment(
                 stack, (python, "-c", "; ".join(f"import {name}" for name in stack.imports) or "pass")
             ),
+            timeout=600,
+        ),
+        Run(
+            node=node.name,
+            title="bring all of it to the disk",
+            reason="the record must not outlive what it vouches for",
+            argv=("sync", "--file-system", str(release_folder(cluster, manifest.release))),
             timeout=600,
         ),
         Write(
