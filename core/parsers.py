@@ -205,7 +205,9 @@ def smaller_memory(host: Memory, limits: Iterable[str], usage: str, stat: str) -
     limit = min((number for number in numbers if number < host.total), default=None)
     if limit is None:
         return host
-    cache = sum(int(value) for _, value in re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)", stat, re.MULTILINE))
+    counts = dict(re.findall(r"^(\w+) (\d+)", stat, re.MULTILINE))
+    whole = "total_" if "total_active_file" in counts else ""  # cgroup v1 counts the children under names of their own
+    cache = sum(int(counts.get(f"{whole}{kind}_file", 0)) for kind in ("active", "inactive"))
     used = max(0, int(usage.strip() or 0) - cache)
     return Memory(limit, min(host.available, max(0, limit - used)))
 
