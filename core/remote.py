@@ -6,6 +6,7 @@ in one place; the sudo password is asked once a run, kept in memory and goes ove
 
 from __future__ import annotations
 
+import logging
 import shlex
 import socket
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,9 @@ from core.errors import (
 from core.host import CONTROLLER, RSYNC_FLAGS, Host, OnLine, SudoPassword, checked, install, temporary_path
 from core.local import LocalHost
 from core.process import Completed
+
+# what paramiko's thread would print of an error comes back as an exception too, and is named below
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 CONNECT_TIMEOUT = 10
 SILENCE_LIMIT = 20
