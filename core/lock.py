@@ -37,6 +37,6 @@ def _held(cluster: Cluster, text: str) -> LockHeld:
     try:
         holder = json.loads(text)
         who = f"{holder['command']} (process {holder['pid']}, since {holder['since']})"
-    except (json.JSONDecodeError, KeyError):
+    except (ValueError, KeyError, TypeError):
         who = "another command"
     return LockHeld(f"{who} works on the cluster {cluster.name}", next_move="wait for it to end, or stop it")

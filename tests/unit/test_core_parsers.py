@@ -150,7 +150,15 @@ HOST = Memory(24 * GIB, 20 * GIB)
         ([f"{5 * GIB}\n"], f"{6 * GIB}\n", "", Memory(5 * GIB, 0)),
         ([f"{23 * GIB}\n"], "0\n", "", Memory(23 * GIB, 20 * GIB)),
     ],
-    ids=["no cgroup", "v2 without limit", "v1 without limit", "limit", "page cache is free", "over it", "host is fuller"],
+    ids=[
+        "no cgroup",
+        "v2 without limit",
+        "v1 without limit",
+        "limit",
+        "page cache is free",
+        "over it",
+        "host is fuller",
+    ],
 )
 def test_a_smaller_cgroup_is_the_machines_memory(limits: list[str], usage: str, stat: str, expected: Memory) -> None:
     assert parsers.smaller_memory(HOST, limits, usage, stat) == expected
@@ -168,7 +176,9 @@ def test_a_unit_that_does_not_exist_is_none() -> None:
 
 
 def test_units_are_read_with_state_and_process() -> None:
-    second = out("units").replace("ray-head", "vllm").replace("=active", "=failed").replace("NRestarts=0", "NRestarts=2")
+    second = (
+        out("units").replace("ray-head", "vllm").replace("=active", "=failed").replace("NRestarts=0", "NRestarts=2")
+    )
     found = parsers.units(out("units") + "\n" + second)
     assert list(found) == ["sparkstack-ray-head", "sparkstack-vllm"]
     head, vllm = found.values()
@@ -215,7 +225,9 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "os_release": parsers.os_release,
     "glibc": parsers.glibc,
     "disk_free": parsers.disk_free,
-    "interfaces": lambda text: parsers.interfaces(text, {"/sys/class/net/a/mtu": text}, {"/sys/class/net/a/speed": text}),
+    "interfaces": lambda text: parsers.interfaces(
+        text, {"/sys/class/net/a/mtu": text}, {"/sys/class/net/a/speed": text}
+    ),
     "gpus": parsers.gpus,
     "cuda_release": parsers.cuda_release,
     "hcas": parsers.hcas,
@@ -231,7 +243,9 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "token_came": parsers.token_came,
 }
 NEARLY = st.lists(
-    st.sampled_from([*out("addresses").split(), *out("units").split(), *out("listening").split(), "", "\n", "=", "²", "٣"])
+    st.sampled_from(
+        [*out("addresses").split(), *out("units").split(), *out("listening").split(), "", "\n", "=", "²", "٣"]
+    )
 ).map(" ".join)
 
 
