@@ -244,5 +244,3 @@ def test_the_lock_holds_every_direct_dependency_with_hashes_and_no_address() -> 
     assert all(line.endswith("\\") for line in pins), "a pin without a hash"
     assert "://" not in text
     assert not any(line.startswith("build==") for line in pins), "PyPI's build would hide our package of that name"
-
-
