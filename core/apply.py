@@ -76,6 +76,8 @@ def apply(plan: Plan, context: Context) -> None:
     A plan that holds a step which this version cannot run is refused before anything is done.
     """
     _refuse_later(plan)
+    for node in dict.fromkeys(step.node for step in plan.steps if step.privileged):
+        context.hosts[node].prepare_privileged()
     for stage in plan.stages:
         _run_stage(stage, context)
 

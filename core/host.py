@@ -57,6 +57,9 @@ class Host(Protocol):
     def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
         """Make the local folder ``destination`` equal to the folder ``source``."""
 
+    def prepare_privileged(self) -> None:
+        """Have the sudo password at hand where sudo will ask for one: asked before a live display begins."""
+
     def close(self) -> None:
         """End every connection; commands under way fail."""
 

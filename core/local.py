@@ -30,8 +30,7 @@ class LocalHost:
         """Run ``argv`` here."""
         stdin = None
         if privileged and os.geteuid() != 0:
-            needs_password = process.run(["sudo", "-kn", "true"], check=False).code != 0
-            stdin = self._password(self.name) + "\n" if needs_password else None
+            stdin = self._password(self.name) + "\n" if self._sudo_asks() else None
             argv = ["sudo", "-k", "-S", "-p", "", "--", *argv]
         if on_line is not None and stdin is None:
             done = process.follow(argv, on_line, check=False, timeout=timeout)
@@ -55,6 +54,14 @@ class LocalHost:
         """Make the folder ``destination`` equal to ``source``."""
         argv = ["rsync", *RSYNC_FLAGS, "--delete", f"{source}/", f"{destination}/"]
         checked(self.name, process.follow(argv, on_line, check=False))
+
+    def prepare_privileged(self) -> None:
+        """Have the sudo password at hand where sudo will ask for one."""
+        if self._sudo_asks():
+            self._password(self.name)
+
+    def _sudo_asks(self) -> bool:
+        return os.geteuid() != 0 and process.run(["sudo", "-kn", "true"], check=False).code != 0
 
     def close(self) -> None:
         """Nothing is open."""

@@ -132,6 +132,12 @@ class SshHost:
             *(f"-o{key}={value}" for key, value in options.items()),
         ]
 
+    def prepare_privileged(self) -> None:
+        """Have the sudo password at hand where sudo will ask for one."""
+        with self._named_errors("sudo -kn true", CONNECT_TIMEOUT):
+            if self._asks_for_password(self._connected()):
+                self._password(self.name)
+
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
