@@ -65,7 +65,7 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
     images = [name for name, component in build.stack.components.items() if component.origin == "image"]
     extracted = [_extract_later(build, name) for name in images if canonicalize_name(name) not in have]
     fetched = _fetch(build) if _lacks_index_part(build, manifest, have) else ()
-    work = bool(built or extracted or fetched)
+    work = bool(built or extracted or fetched or have.keys() - _names(build))
     return make_plan(
         f"wheels of {build.stack.name} for {build.target.tag} in {shown(build.place)}",
         (
@@ -75,6 +75,11 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
             ("check and list", [_list_step(build)] if work else []),
         ),
     )
+
+
+def _names(build: Build) -> set[str]:
+    """Return the names of all wheels that the stack consists of."""
+    return {canonicalize_name(name) for name in build.stack.components} | {item.name for item in build.index.all}
 
 
 def _outdated(build: Build, have: dict[str, Wheel]) -> Iterator[tuple[str, Recipe]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from core.config import ROOT, Index, Stack
+from core.config import ROOT, Index, Stack, nearest
+from core.errors import UsageError
 from core.host import CONTROLLER
 from core.plan import Run
 from wheels.lock import Locked, for_target, read_lock
@@ -38,8 +39,9 @@ def index_part(stack: Stack, target: Target, urls: Mapping[str, str], *, fallbac
     """Read the stack's lock for the target.
 
     ``urls`` gives another URL for a distribution of its own index (a mirror); with ``fallback`` such distributions
-    come from the default index by the index's fallback lock.
+    come from the default index by the index's fallback lock. Raises UsageError for a URL that nothing would use.
     """
+    _refuse_unknown(stack, urls)
     locked = {item.name: item for item in for_target(read_lock(ROOT / stack.lock), target)}
     others = []
     for index in stack.indexes:
@@ -51,6 +53,15 @@ def index_part(stack: Stack, target: Target, urls: Mapping[str, str], *, fallbac
             url = next((urls[name] for name in sorted(names) if name in urls), index.url)
             others.append((index.model_copy(update={"url": url}), own))
     return IndexPart(tuple(locked.values()), tuple(others))
+
+
+def _refuse_unknown(stack: Stack, urls: Mapping[str, str]) -> None:
+    known = sorted(canonicalize_name(name) for index in stack.indexes for name in index.distributions)
+    for name in urls.keys() - set(known):
+        raise UsageError(
+            f"--index {name}: the stack {stack.name} takes it from the default index{nearest(name, known)}",
+            next_move=f"an index of their own have: {', '.join(known) or 'none'}; for the default one configure pip",
+        )
 
 
 def identity(stack: Stack, *, fallback: bool) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from core.errors import BuildFailed
+
+# what zipfile raises for damaged bytes, tried by changing each one of a wheel
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def require_files(wheel: Path, names: tuple[str, ...]) -> None:
@@ -14,8 +19,8 @@ def require_files(wheel: Path, names: tuple[str, ...]) -> None:
         with zipfile.ZipFile(wheel) as archive:
             broken = archive.testzip()
             present = set(archive.namelist())
-    except zipfile.BadZipFile as error:
-        raise BuildFailed(f"{wheel.name} is not a zip file: {error}", next_move="build it again") from error
+    except _UNREADABLE as error:
+        raise BuildFailed(f"{wheel.name} is not an intact zip file: {error}", next_move="build it again") from error
     if broken:
         raise BuildFailed(f"{wheel.name}: {broken} in it is damaged", next_move="build it again")
     missing = [name for name in names if name not in present]

@@ -108,7 +108,7 @@ def load(stack: Stack, target: Target) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise BuildFailed(
             f"{path} is not a manifest", next_move=f"delete it and run invoke build-wheels --stack {stack.name}"
