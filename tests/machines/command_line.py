@@ -33,8 +33,12 @@ class Ended:
     @property
     def error(self) -> str:
         """The one message that it ended with."""
-        _, found, message = self.err.rpartition("error: ")
-        return message if found else ""
+        return self.errors[-1] if self.errors else ""
+
+    @property
+    def errors(self) -> list[str]:
+        """Every message that begins a line with `error: `."""
+        return f"\n{self.err}".split("\nerror: ")[1:]
 
     def __str__(self) -> str:
         return f"invoke {' '.join(self.words)}: {self.code} after {self.seconds:.1f} s\n{self.out}{self.err}"
@@ -153,7 +157,7 @@ def _carries(process: Path, mark: str) -> bool:
 def assert_interrupted(done: Ended) -> None:
     """It ended as Ctrl-C must end a command: its own code, one message, the next move, no orphan on this host."""
     assert done.code == 130, str(done)
-    assert done.err.count("error: ") == 1, str(done)
+    assert len(done.errors) == 1, str(done)
     assert "goes on from here" in done.error, str(done)
     assert "Traceback" not in done.err, str(done)
     assert left_of(done.mark) == [], f"orphans of {done}"
@@ -162,7 +166,7 @@ def assert_interrupted(done: Ended) -> None:
 def assert_refused(done: Ended, code: int, *says: str) -> None:
     """It ended with its own code and one clear message that says all of ``says`` and a next move."""
     assert done.code == code, str(done)
-    assert done.err.count("error: ") == 1, str(done)
+    assert len(done.errors) == 1, str(done)
     assert "\n  next: " in done.error, str(done)
     assert "Traceback" not in done.err, str(done)
     assert [text for text in says if text not in done.error] == [], str(done)

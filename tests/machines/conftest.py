@@ -59,6 +59,23 @@ def checkout(lab_session: Lab) -> Iterator[Checkout]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def wheels(lab_session: Lab) -> Path:
+    """Return the manifest of the stack's wheels, built and fetched where they are not there yet."""
+    CommandLine(ROOT, lab_session.cluster.flag).works("build-wheels", f"--stack={lab_session.cluster.stack}")
+    return max(
+        (ROOT / "dist" / lab_session.cluster.stack).glob("*/manifest.json"), key=lambda path: path.stat().st_mtime
+    )
+
+
+@pytest.fixture
+def deployed(lab: Lab, wheels: Path, invoke: CommandLine) -> str:  # noqa: ARG001 (they have to be there)
+    """Return the release that both nodes have in use, whatever the test before did to them."""
+    invoke.works("deploy")
+    target = lab.output(lab.cluster.head.name, "readlink /opt/sparkstack/current")
+    return Path(target).name
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep consoles and journals of a failed test, and say where."""

@@ -92,9 +92,7 @@ def test_a_fabric_address_on_the_management_interface_is_refused_before_anything
     invoke = checkout.variant("fabric-is-management", (f"{fabric}.", f"{other}."))
     with second_address(lab, A, f"{other}.1"), second_address(lab, B, f"{other}.2"):
         done = invoke("deploy")
-    assert_refused(
-        done, 25, f"{A}: ", f"{other}.1 is on host0", "management", "in cluster fabric-is-management"
-    )
+    assert_refused(done, 25, f"{A}: ", f"{other}.1 is on host0", "management", "in cluster fabric-is-management")
     assert f"also {B}: " in done.error
     assert [lab.output(name, STATE) for name in (A, B)] == before
 
