@@ -56,7 +56,7 @@ def index_part(stack: Stack, target: Target, urls: Mapping[str, str], *, fallbac
 
 
 def _refuse_unknown(stack: Stack, urls: Mapping[str, str]) -> None:
-    known = sorted(canonicalize_name(name) for index in stack.indexes for name in index.distributions)
+    known: list[str] = sorted(canonicalize_name(name) for index in stack.indexes for name in index.distributions)
     for name in urls.keys() - set(known):
         raise UsageError(
             f"--index {name}: the stack {stack.name} takes it from the default index{nearest(name, known)}",
