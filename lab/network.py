@@ -169,11 +169,11 @@ def heal(place: Place, kind: Kind) -> bool:
 def linked(place: Place, kind: Kind) -> bool:
     """Say whether the machine's link is up and in its bridge."""
     folder = Path("/sys/class/net") / place.link(kind)
-    if not (folder / "brport").exists():
+    try:
+        up = int((folder / "flags").read_text(encoding="ascii"), 16) & 1
+        return bool(up) and (folder / "master").readlink().name == bridge(place.cluster, kind)
+    except OSError:  # it is not there, or vanishes while we look at it: the machine reboots
         return False
-    return (folder / "master").resolve().name == bridge(place.cluster, kind) and bool(
-        int((folder / "flags").read_text(encoding="ascii"), 16) & 1
-    )
 
 
 def _ip(what: str) -> list[dict[str, Any]]:
