@@ -26,7 +26,7 @@ def ensure(place: Place, size: int, base: Path, report: Callable[[str], None]) -
         if found != size:
             raise LabError(
                 f"its disk has {found / 1024**3:.1f} GiB, the configuration says {size / 1024**3:.1f} GiB",
-                next_move="run `invoke lab.purge`, then `invoke lab.up`, for a new disk; or change lab.disk back",
+                next_move="run `invoke lab.clean`, then `invoke lab.up`, for a new disk; or change lab.disk back",
                 node=place.node.name,
             )
         return
@@ -46,7 +46,7 @@ def base_of(place: Place) -> Path:
     if not base.is_dir():
         raise LabError(
             f"the root {base.name} that this machine's disk was made over is gone",
-            next_move="run `invoke lab.purge`, then `invoke lab.up`, for a new machine",
+            next_move="run `invoke lab.clean`, then `invoke lab.up`, for a new machine",
             node=place.node.name,
         )
     return base
