@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -68,6 +69,8 @@ class Signals:
 
     failed: Event = field(default_factory=Event)
     interrupted: Event = field(default_factory=Event)
+    units: dict[str, str] = field(default_factory=dict)
+    """Node to the transient unit that a step runs there now: it would outlive our connection."""
 
 
 def apply(plan: Plan, context: Context) -> None:
@@ -105,10 +108,11 @@ def _run_stage(stage: Stage, context: Context) -> None:
         except KeyboardInterrupt:
             signals.failed.set()
             signals.interrupted.set()
-            _end(context, set(futures.values()))
+            left = _end(context, signals, set(futures.values()))
             raise Interrupted(
                 f"interrupted during: {stage.title}",
                 next_move="the same command goes on from here; what ran before still runs",
+                evidence="\n".join(left),
             ) from None
     _raise_first(futures)
 
@@ -119,11 +123,23 @@ def _await(pending: set[Future[None]]) -> None:
         _, pending = wait(pending, timeout=0.2)
 
 
-def _end(context: Context, pending: set[Future[None]]) -> None:
-    """End what is under way: connections and child processes, which cannot see Ctrl-C themselves."""
+def _end(context: Context, signals: Signals, pending: set[Future[None]]) -> list[str]:
+    """End what is under way: units on nodes, connections and child processes, which cannot see Ctrl-C themselves.
+
+    Returns what may be left, in words.
+    """
+    left = [said for node, unit in tuple(signals.units.items()) for said in _stop_unit(context.hosts[node], unit)]
     context.hosts.close()
     process.end_all()
     wait(pending, timeout=30)
+    return left
+
+
+def _stop_unit(host: Host, unit: str) -> Iterator[str]:
+    try:
+        host.run(("systemctl", "stop", unit), privileged=True, timeout=30)
+    except SparkstackError as error:
+        yield f"{host.name}: {unit} may still run there, the same command ends it first ({error.cause})"
 
 
 def _raise_first(futures: Mapping[str, Future[None]]) -> None:
@@ -144,7 +160,8 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, s
         began = monotonic()
         try:
             on_line = partial(_take_line, context.journal, row, step.node)
-            run_step(step, context.hosts[step.node], on_line, signals.interrupted)
+            with _noted_unit(step, signals):
+                run_step(step, context.hosts[step.node], on_line, signals.interrupted)
         except BaseException as error:
             signals.failed.set()
             row.end(f" failed: {type(error).__name__}")
@@ -152,6 +169,18 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, s
             raise
         row.end()
         context.journal.write(stage, step, monotonic() - began, "ok")
+
+
+@contextmanager
+def _noted_unit(step: Step, signals: Signals) -> Iterator[None]:
+    if not isinstance(step, Run) or step.unit is None:
+        yield
+        return
+    signals.units[step.node] = step.unit
+    try:
+        yield
+    finally:
+        del signals.units[step.node]
 
 
 def _take_line(journal: Journal, row: Row, node: str, line: str) -> None:
