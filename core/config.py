@@ -33,6 +33,9 @@ CONFIG = ROOT / "config"
 WORK = ROOT / ".work"
 DIST = ROOT / "dist"
 
+RAY_PORTS = 3
+"""Ports from `ray_port` on that Ray listens at: its control store, node manager, object manager."""
+
 M = TypeVar("M", bound="Model")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
@@ -119,7 +122,7 @@ class Cluster(Model):
     fabric: Network
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     api: Api = Api()
-    ray_port: Annotated[int, Field(ge=1, le=65535)] = 6379
+    ray_port: Annotated[int, Field(ge=1, le=65533)] = 6379
     identity: Path | None = None
     """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
     askpass: Path | None = None
@@ -203,8 +206,10 @@ class Cluster(Model):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        if self.api.port == self.ray_port:
-            raise ValueError(f"api.port and ray_port are both {self.ray_port}; the head needs two")
+        if self.api.port in range(self.ray_port, self.ray_port + RAY_PORTS):
+            raise ValueError(
+                f"api.port is {self.api.port}; Ray has ray_port {self.ray_port} and the two ports after it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ RAY_HEAD, RAY_WORKER, VLLM = "sparkstack-ray-head", "sparkstack-ray-worker", "sp
 START_ORDER = (RAY_HEAD, RAY_WORKER, VLLM)
 NODE_ENV = PurePosixPath("/etc/sparkstack/node.env")
 UNIT_FOLDER = PurePosixPath("/etc/systemd/system")
+WORKER_PORTS = (10002, 19999)
+"""Ports of Ray's own worker processes and drivers, first and last: its default, but said, so that a firewall can be."""
 MARKER = "made by sparkstack (invoke serve); changes are overwritten"
 
 _TEMPLATES = Environment(
@@ -81,6 +83,7 @@ def files_of(service: Service, node: Node, seen: NodeFacts) -> dict[PurePosixPat
         "cluster": service.cluster,
         "node": node,
         "profile": service.profile,
+        "worker_ports": WORKER_PORTS,
         "ray": bin_folder / "ray",
         "vllm": _continued(vllm_argv(service)),
     }

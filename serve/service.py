@@ -13,7 +13,7 @@ from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.token import ask_argv
 from serve import ray, ready
-from serve.cluster import RAY_HEAD, RAY_WORKER, START_ORDER, VLLM, Service, deviations, files_of, present
+from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service, deviations, files_of, present
 
 RUNNING = ("active", "activating", "reloading", "deactivating")
 Files = Mapping[str, Mapping[PurePosixPath, str]]
@@ -36,7 +36,7 @@ def plan_serve(service: Service, facts: Facts, *, restart: bool = False) -> Plan
     return make_plan(
         title,
         [
-            ("stop", stop_steps(cluster, facts, why)),
+            *stop_stages(cluster, facts, why),
             ("configure", (step for node in changed for step in _configure(node, files[node.name], facts[node.name]))),
             ("start the Ray head", _start(cluster.head, RAY_HEAD, "the workers join it")),
             ("start the Ray workers", (step for n in cluster.workers for step in _start(n, RAY_WORKER, "it joins"))),
@@ -50,18 +50,25 @@ def plan_serve(service: Service, facts: Facts, *, restart: bool = False) -> Plan
 
 def plan_stop(cluster: Cluster, facts: Facts) -> Plan:
     """Return what ends the service on every node; empty when nothing of ours runs."""
-    return make_plan(
-        f"stop the service on {cluster.name}", [("stop", stop_steps(cluster, facts, "stop was asked for"))]
-    )
+    return make_plan(f"stop the service on {cluster.name}", stop_stages(cluster, facts, "stop was asked for"))
 
 
-def stop_steps(cluster: Cluster, facts: Facts, reason: str) -> Iterator[Step]:
+def stop_stages(cluster: Cluster, facts: Facts, reason: str) -> Iterator[tuple[str, Iterator[Step]]]:
     """Stop the units of every node that run; the API first, so that it ends its requests while Ray lives."""
+    yield "stop the API", _stop(cluster, facts, (VLLM,), reason)
+    yield "stop Ray", _stop(cluster, facts, (RAY_HEAD, RAY_WORKER), reason)
+
+
+# Ray ends with 1 when it is told to end: that is no failure, and is not shown as one afterwards
+_STOP = 'systemctl stop "$1" && { ! systemctl --quiet is-failed "$1" || systemctl reset-failed "$1"; }'
+
+
+def _stop(cluster: Cluster, facts: Facts, units: tuple[str, ...], reason: str) -> Iterator[Step]:
     for node in cluster.nodes:
-        running = [name for name in reversed(START_ORDER) if _state(facts[node.name], name) in RUNNING]
-        for name in running:
-            argv = ("systemctl", "stop", name)
-            yield Run(node=node.name, title=f"stop {name}", reason=reason, argv=argv, privileged=True, timeout=90)
+        for name in units:
+            if _state(facts[node.name], name) in (*RUNNING, "failed"):
+                argv = ("sh", "-c", _STOP, "sh", name)
+                yield Run(node=node.name, title=f"stop {name}", reason=reason, argv=argv, privileged=True, timeout=90)
 
 
 def require_model(service: Service, facts: Facts) -> None:
