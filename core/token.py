@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-# Runs on the head with the system's Python: one token, our units' states, and the last lines of one that ended.
+# Runs on the head with the system's Python: one token, our units' states, and the last lines of one that ended
+# (of its last run only: an older one may have failed of something else).
 _ASK = """
 import json, subprocess, sys, urllib.error, urllib.request
 url, model, timeout, *units = sys.argv[1:]
@@ -20,12 +21,14 @@ except urllib.error.HTTPError as error:
     answer["error"] = f"HTTP {error.code}: {error.read(500).decode(errors='replace')}"
 except (OSError, ValueError, KeyError) as error:
     answer["error"] = str(error)
+def out(*argv):
+    return subprocess.run(argv, capture_output=True, text=True, errors="replace").stdout
 for unit in units:
-    state = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True).stdout.strip()
+    state = out("systemctl", "is-active", unit).strip()
     answer["units"][unit] = state
     if state == "failed":
-        log = subprocess.run(["journalctl", "-u", unit, "-o", "cat", "-n", "400"], capture_output=True, text=True)
-        answer["log"] += log.stdout
+        run = out("systemctl", "show", unit, "--property=InvocationID", "--value").strip()
+        answer["log"] += out("journalctl", "_SYSTEMD_INVOCATION_ID=" + run, "-o", "cat", "-n", "400")
 print(json.dumps(answer))
 """
 

@@ -57,9 +57,12 @@ def no_token(done: Completed) -> NotServing:
 
 
 def real_error(log: str) -> str:
-    """Return the first exception of a log that names a cause; the ones that point elsewhere come last."""
-    pattern = r"(?:^|[ \]])((?:\w+\.)*\w*(?:Error|Exception)\b: .+|.*error while loading shared libraries.*)"
-    lines = [match[1] for match in re.finditer(pattern, log, re.MULTILINE)]
+    """Return the first exception of a log that names a cause; the ones that point elsewhere come last.
+
+    Without one: the first line of a failed check, of a tool's fatal error or of the loader, else the last line.
+    """
+    lines = re.findall(r"(?:^|[ \]])((?:\w+\.)*\w*(?:Error|Exception)\b: .+)", log, re.MULTILINE)
     telling = [line for line in lines if "See root cause above" not in line and "Engine core proc" not in line]
+    other = re.findall(r"(Check failed: .+|\w+ fatal +: .+|.*error while loading shared libraries.*)", log)
     last = (log.strip().splitlines() or ["it left no line in the journal"])[-1]
-    return (telling or lines or [last])[0].strip()
+    return str((telling or other or lines or [last])[0]).strip()
