@@ -72,12 +72,10 @@ def parse(line: str) -> Mapping[str, Any]:
     if not line.startswith("data:") or data == "[DONE]":
         return {}
     try:
-        event = json.loads(data)
-        choices = event.get("choices") or [{}]
-        error = event.get("error")
-    except (ValueError, AttributeError) as broken:
+        event: Mapping[str, Any] = json.loads(data)
+        first: Mapping[str, Any] = {**(event.get("choices") or [{}])[0]}
+    except (ValueError, AttributeError, TypeError, LookupError) as broken:
         raise NotServing("the API sent what is no event", next_move="invoke logs", evidence=data[:500]) from broken
-    if error:
-        raise NotServing("the answer broke off", next_move="invoke logs", evidence=json.dumps(error)[:500])
-    first: Mapping[str, Any] = choices[0]
+    if event.get("error"):
+        raise NotServing("the answer broke off", next_move="invoke logs", evidence=json.dumps(event["error"])[:500])
     return first

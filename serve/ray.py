@@ -41,7 +41,7 @@ def nodes_argv(cluster: Cluster, release: str) -> tuple[str, ...]:
 def parse(text: str) -> tuple[RayNode, ...]:
     """Parse the JSON line; Ray's own notices around it are passed over. Empty when there is none."""
     for line in reversed(text.splitlines()):
-        if line.startswith("[{"):  # Ray's own lines may begin with "[2026-…"
+        if line.startswith("[{"):  # lines of Ray's own may begin with "[2026-…"
             rows: list[dict[str, Any]] = json.loads(line)
             return tuple(RayNode(row["address"], row["alive"], row["resources"].get("GPU", 0)) for row in rows)
     return ()
