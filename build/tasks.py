@@ -43,7 +43,7 @@ def build_wheels(
     stack: str = "",
     cluster: str = "",
     on: str = "",
-    index: Sequence[str] = (),
+    index: Sequence[str] | None = None,
     fallback: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -54,7 +54,7 @@ def build_wheels(
     wanted = stack_of(chosen, stack)
     if on:
         chosen.node(on)
-    urls = _urls(index)
+    urls = _urls(index or ())
     options = Options(dry_run, json, Path(facts) if facts else None)
 
     def planner(seen: Facts) -> Plan:
