@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -16,6 +17,8 @@ from build.recipe import expected_wheel, load_recipe
 from core.apply import run_step
 from core.config import Component, Stack, load_stack
 from core.errors import BuildFailed
+from core.host import SudoPassword
+from core.local import LocalHost
 from core.plan import Call, Later, Plan, Run, Write, as_text, command_of
 from tests.unit.samples import SPARK, X86
 from wheels import manifest as manifests
@@ -275,11 +278,6 @@ def test_our_own_sources_are_built_elsewhere_when_this_host_does_not_fit(world: 
 @pytest.mark.processes
 def test_a_plan_builds_a_real_wheel(world: World) -> None:
     """The metadata package: no compiler, so that this takes a second."""
-    from threading import Event
-
-    from core.host import SudoPassword
-    from core.local import LocalHost
-
     (world.recipes / "small.toml").write_text(Path("build/recipes/vllm-metadata.toml").read_text())
     (stage, *_) = plan_wheels(world.build, None).stages
     for step in stage.steps:

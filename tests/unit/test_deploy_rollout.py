@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.apply import Context, apply
 from core.config import load_cluster, load_stack
 from core.errors import NotBuiltYet, UnfitNode
 from core.facts import NodeFacts
@@ -74,8 +75,6 @@ class TestWithoutWheels:
         assert "push 137 wheels, sizes not known yet" in text
 
     def test_it_cannot_be_run(self) -> None:
-        from core.apply import Context, apply
-
         assert isinstance(next(self.plan.steps), Later)
         with pytest.raises(NotBuiltYet):
             apply(self.plan, Context(None, None, None))  # type: ignore[arg-type]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from core.config import Cluster
 from core.errors import NotServing, UsageError
 from serve.chat import ask, parse
+from tests.unit.loopback import Api, answering
 from tests.unit.samples import local
 
 pytestmark = pytest.mark.processes
@@ -29,41 +28,23 @@ def event(content: str | None = None, finish: str | None = None, **more: Any) ->
 
 
 @contextmanager
-def api(body: str, code: int = 200) -> Iterator[tuple[Cluster, list[dict[str, Any]]]]:
-    """Serve one answer; gives a cluster whose API is there, and the questions."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+def api(body: str, code: int = 200) -> Iterator[tuple[Cluster, Api]]:
+    """Serve one answer; gives a cluster whose API is there."""
     head = local().head.model_copy(update={"local": True})
-    listen = local().api.model_copy(update={"listen": "loopback", "port": server.server_port})
-    try:
-        yield local().model_copy(update={"nodes": (head,), "api": listen}), asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with answering(body, code) as found:
+        listen = local().api.model_copy(update={"listen": "loopback", "port": found.port})
+        yield local().model_copy(update={"nodes": (head,), "api": listen}), found
 
 
 def test_the_answer_comes_in_pieces_and_whole() -> None:
     stream = event("") + event("Two ") + ": ping\n\n" + event("machines.") + event(finish="stop") + "data: [DONE]\n\n"
     pieces: list[str] = []
-    with api(stream) as (cluster, asked):
+    with api(stream) as (cluster, served):
         answer = ask(cluster, "tiny", "What is a lab?", pieces.append)
     assert answer == {"answer": "Two machines.", "finish_reason": "stop", "model": "tiny"}
     assert "".join(pieces) == "Two machines."
-    (body,) = asked
+    ((path, body),) = served.asked
+    assert path == "/v1/chat/completions"
     assert body["messages"] == [{"role": "user", "content": "What is a lab?"}]
     assert (body["model"], body["temperature"], body["stream"]) == ("tiny", 0, True)
 

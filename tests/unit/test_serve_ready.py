@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from core.errors import NotServing
 from core.process import Completed, run
 from core.token import ask_argv
 from serve.ready import Readiness, has_token, no_token, parse, real_error
+from tests.unit.loopback import answering
 from tests.unit.samples import TABLES, capture
 
 ERRORS = json.loads((TABLES / "ready_errors.json").read_text())
@@ -93,35 +91,6 @@ def test_fields_of_another_type_are_no_token(data: dict[str, Any]) -> None:
     assert parse(json.dumps(data)) == Readiness(0, json.dumps(data), {}, "")
 
 
-class Api(BaseHTTPRequestHandler):
-    """An API that answers what the server says."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body))  # type: ignore[attr-defined]
-        code, text = self.server.answer  # type: ignore[attr-defined]
-        self.send_response(code)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def api(code: int, text: str) -> Iterator[HTTPServer]:
-    server = HTTPServer(("127.0.0.1", 0), Api)
-    server.asked, server.answer = [], (code, text)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("code", "text", "tokens", "error"),
@@ -134,11 +103,10 @@ def api(code: int, text: str) -> Iterator[HTTPServer]:
     ],
 )
 def test_the_question_as_it_runs_on_the_head(code: int, text: str, tokens: int, error: str) -> None:
-    with api(code, text) as server:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        found = parse(run(ask_argv(url, "tiny"), env={"no_proxy": "*"}).out)
+    with answering(text, code) as api:
+        found = parse(run(ask_argv(api.url, "tiny"), env={"no_proxy": "*"}).out)
     assert found == Readiness(tokens, error, {}, "")
-    ((path, body),) = server.asked  # type: ignore[attr-defined]
+    ((path, body),) = api.asked
     assert path == "/v1/chat/completions"
     assert (body["model"], body["max_tokens"]) == ("tiny", 1)
 
@@ -158,8 +126,6 @@ JOURNALCTL = """#!/bin/sh
 
 @pytest.mark.processes
 def test_the_log_of_a_failed_unit_is_that_of_its_last_run(tmp_path: Path) -> None:
-    import os
-
     for name, script in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)

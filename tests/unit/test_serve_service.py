@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -135,8 +136,6 @@ class TestWaits:
 
 
 def answer(data: object) -> Completed:
-    import json
-
     return Completed((), 0, json.dumps(data) + "\n")
 
 
