@@ -74,6 +74,7 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
             ("fetch by hash", fetched),
             ("check and list", [_list_step(build)] if work else []),
         ),
+        (f"unlike the guide, {name} {c.version}: {c.guide}" for name, c in build.stack.components.items() if c.guide),
     )
 
 

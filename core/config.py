@@ -230,6 +230,8 @@ class Component(Model):
     image: str | None = None
     """With origin "image": registry/repository@sha256:digest."""
     redistributable: bool = True
+    guide: str | None = None
+    """Only where the version is not the guide's: which one that has, and why it is another here."""
 
     @model_validator(mode="after")
     def _origin_has_its_key(self) -> Self:

@@ -260,6 +260,10 @@ class TestGuide:
         (vllm,) = [command_of(step) for step in self.later(plan) if "vllm" in step.title]
         assert "git fetch https://github.com/NVIDIA/cutlass.git v4.2.1, for VLLM_CUTLASS_SRC_DIR" in vllm
 
+    def test_what_differs_from_the_guide_is_noted_with_its_reason(self, plan: Plan) -> None:
+        assert len(plan.notes) == 7
+        assert "note: unlike the guide, ray 2.52.1: its 2.51.1 has CVE-2025-62593" in as_text(plan)
+
     def test_an_image_is_named_by_digest(self, plan: Plan) -> None:
         (image,) = [command_of(step) for step in self.later(plan) if step.node == "controller"]
         assert "nvcr.io/nvidia/pytorch@sha256:" in image
