@@ -62,7 +62,7 @@ def parse(node: str, text: str) -> Iterator[tuple[int, str]]:
         entry: dict[str, Any] = json.loads(line)
         moment = int(entry["__REALTIME_TIMESTAMP"])
         unit = (
-            str(entry.get("_SYSTEMD_UNIT") or entry.get("UNIT", ""))
+            str(entry.get("UNIT") or entry.get("_SYSTEMD_UNIT", ""))  # UNIT: what systemd itself says of a unit
             .removeprefix("sparkstack-")
             .removesuffix(".service")
         )

@@ -25,11 +25,6 @@ def password(cluster: Cluster) -> str:
     return machine.password_file(cluster).read_text(encoding="utf-8").strip()
 
 
-def as_root(lab: Lab, name: str, command: str) -> str:
-    """Return what a shell line prints as root, with the password where one is asked for."""
-    return lab.output(name, f"echo {password(lab.cluster)} | sudo -S -p '' sh -c '{command}'")
-
-
 def test_a_key_that_the_nodes_do_not_know_is_refused(lab: Lab, checkout: Checkout, tmp_path: Path) -> None:
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")])
     invoke = checkout.variant("wrong-key", (f"{lab.cluster.state}/id_ed25519", str(tmp_path / "other")))
@@ -109,11 +104,11 @@ def test_a_fabric_address_that_no_interface_has_is_refused_before_anything_is_pu
 
 @contextmanager
 def second_address(lab: Lab, name: str, address: str) -> Iterator[None]:
-    as_root(lab, name, f"ip address add {address}/24 dev host0")
+    lab.as_root(name, f"ip address add {address}/24 dev host0")
     try:
         yield
     finally:
-        as_root(lab, name, f"ip address del {address}/24 dev host0")
+        lab.as_root(name, f"ip address del {address}/24 dev host0")
 
 
 def test_a_wrong_sudo_password_is_told_once(lab: Lab, checkout: Checkout, tmp_path: Path) -> None:
@@ -141,7 +136,7 @@ def test_the_sudo_password_is_in_no_command_line_and_in_no_file_but_its_own(lab:
     with invoke.begin("logs", "--follow") as started:
         started.reaches(lambda: "journalctl" in lab.output(B, "pgrep -a journalctl || true"), "it follows no journal")
         seen = lab.output(B, "ps -eww -o args=") + run(["ps", "-eww", "-o", "args="]).out
-        environments = as_root(lab, B, 'cat /proc/[0-9]*/environ 2>/dev/null | tr "\\\\0" "\\\\n" || true')
+        environments = lab.as_root(B, 'cat /proc/[0-9]*/environ 2>/dev/null | tr "\\\\0" "\\\\n" || true')
         started.interrupt()
         done = started.ended()
     assert done.code == 0, str(done)  # Ctrl-C is how following ends

@@ -1,0 +1,252 @@
+"""The service on two machines: interrupted at its start, answering, on the right network, kept up, and ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+
+import httpx
+import pytest
+
+from core.config import ROOT
+from lab.demo import QUESTION
+from lab.model import expected_answer
+from tests.machines.checkout import Checkout
+from tests.machines.command_line import CommandLine, assert_interrupted, assert_refused
+from tests.machines.harness import Lab
+from tests.machines.test_release import filled_disk
+
+pytestmark = pytest.mark.machines
+
+A, B = "test-a", "test-b"
+UNITS = {A: {"ray-head", "vllm"}, B: {"ray-worker"}}
+OURS = re.compile(r"/opt/sparkstack/|ray::|raylet|gcs_server|VLLM::")
+
+
+def token(lab: Lab) -> bool:
+    """Say whether the API gives a token."""
+    body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    try:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            reply = client.post(f"{lab.cluster.api_url}/chat/completions", json=body)
+    except httpx.HTTPError:
+        return False
+    return bool(reply.status_code == 200 and reply.json()["usage"]["completion_tokens"])
+
+
+@pytest.fixture
+def model(deployed: str, invoke: CommandLine) -> str:
+    """Both nodes have the release and the tiny model."""
+    invoke.works("lab.model")
+    return deployed
+
+
+@pytest.fixture
+def serving(lab: Lab, request: pytest.FixtureRequest) -> CommandLine:
+    """The service gives tokens, whatever the test before did to it."""
+    invoke: CommandLine = request.getfixturevalue("invoke")
+    if not token(lab):
+        request.getfixturevalue("model")
+        invoke.works("serve")
+    return invoke
+
+
+def active(lab: Lab, name: str) -> set[str]:
+    """Return our units that run on a machine."""
+    lines = lab.output(name, "systemctl list-units --plain --no-legend --state=active 'sparkstack-*'").splitlines()
+    return {line.split()[0].removeprefix("sparkstack-").removesuffix(".service") for line in lines}
+
+
+def processes(lab: Lab, name: str) -> list[str]:
+    """Return the command lines of our processes on a machine."""
+    return [line for line in lab.output(name, "ps -eww -o args=").splitlines() if OURS.search(line)]
+
+
+@pytest.mark.usefixtures("model")
+def test_ctrl_c_while_ray_gathers_its_nodes(lab: Lab, invoke: CommandLine) -> None:
+    with invoke.begin("serve") as started:
+        started.says("check the Ray cluster")
+        time.sleep(1)
+        started.interrupt()
+        assert_interrupted(started.ended())
+    assert active(lab, A) | active(lab, B) <= {"ray-head", "ray-worker"}
+
+
+@pytest.mark.usefixtures("model")
+def test_ctrl_c_while_the_first_token_is_waited_for_leaves_what_runs_and_serve_waits_on(
+    lab: Lab, invoke: CommandLine
+) -> None:
+    with invoke.begin("serve") as started:
+        started.says("first token")
+        time.sleep(2)
+        started.interrupt()
+        assert_interrupted(started.ended())
+    assert {name: active(lab, name) for name in (A, B)} == UNITS
+    done = invoke.works("serve")
+    assert "wait for the first token" in done.err
+    assert "start sparkstack" not in done.err
+    assert token(lab)
+
+
+def test_the_answer_is_the_one_that_was_taught(serving: CommandLine) -> None:
+    expected = expected_answer(QUESTION)
+    assert expected
+    assert serving.works("chat", QUESTION).out == f"{expected}\n"
+    assert json.loads(serving.works("chat", QUESTION, "--json").out)["answer"] == expected
+
+
+@pytest.mark.parametrize(
+    "words", [("build-wheels", "--stack=cpu"), ("lab.model",), ("serve",)], ids=lambda words: words[0]
+)
+def test_a_second_run_has_nothing_to_do_and_says_so_in_seconds(serving: CommandLine, words: tuple[str, ...]) -> None:
+    done = serving.works(*words)
+    assert done.out == "nothing to do\n"
+    assert done.seconds < 30
+
+
+def test_status_shows_two_nodes_alive_in_ray_and_that_tokens_come(lab: Lab, serving: CommandLine) -> None:
+    seen = json.loads(serving.works("status", "--json").out)
+    assert seen["token"] is True
+    assert seen["api"] == lab.cluster.api_url
+    assert [(node["name"], node["role"], node["ray"]) for node in seen["nodes"]] == [
+        (A, "head", "alive"),
+        (B, "worker", "alive"),
+    ]
+    assert {
+        node["name"]: {unit.removeprefix("sparkstack-") for unit in node["units"]} for node in seen["nodes"]
+    } == UNITS
+    assert {state for node in seen["nodes"] for state in node["units"].values()} == {"active"}
+    table = serving.works("status").out
+    assert "gives tokens" in table
+    assert [name for name in (A, B) if name not in table] == []
+
+
+ENVIRONMENTS = """\
+for process in /proc/[0-9]*; do
+    grep -qsz ^VLLM_HOST_IP= $process/environ && cat $process/environ && printf '\\0'
+done; true"""
+"""Prints the environment of every process of the service: an entry ends with a zero byte, a process with one more."""
+
+
+def test_every_process_has_the_fabric_address_of_its_own_node(lab: Lab, serving: CommandLine) -> None:
+    assert serving
+    for name in (A, B):
+        blocks = lab.output(name, ENVIRONMENTS).strip("\0").split("\0\0")
+        found = [dict(entry.partition("=")[::2] for entry in block.split("\0")) for block in blocks]
+        assert len(found) >= 4, blocks
+        node = lab.cluster.node(name)
+        assert {variables["VLLM_HOST_IP"] for variables in found} == {str(node.fabric)}
+        for key in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
+            assert {variables[key] for variables in found} == {"fab0"}, key
+
+
+def test_ray_knows_both_nodes_by_their_fabric_addresses(lab: Lab, serving: CommandLine) -> None:
+    assert serving
+    for name in (A, B):
+        node = lab.cluster.node(name)
+        raylet = next(line for line in processes(lab, name) if "raylet/raylet " in line)
+        assert f"--node_ip_address={node.fabric}" in raylet
+        assert f"--gcs-address={lab.cluster.head.fabric}:{lab.cluster.ray_port}" in raylet
+
+
+def test_only_ssh_and_the_api_can_be_reached_over_management(lab: Lab, serving: CommandLine) -> None:
+    """What docs/ports.md says: a few of Ray's ports listen on every interface, and the firewall keeps them closed."""
+    assert serving
+    cluster = lab.cluster
+    for name in (A, B):
+        node = cluster.node(name)
+        listeners = {tuple(line.split()[3].rsplit(":", 1)) for line in lab.output(name, "ss -Hltn").splitlines()}
+        plain = {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in listeners}
+        on_management = {port for address, port in plain if address == str(node.management)}
+        everywhere = {port for address, port in plain if address in ("*", "0.0.0.0", "::")} - {node.ssh_port}
+        assert on_management == ({cluster.api.port} if node == cluster.head else set())
+        assert {address for address, _ in plain} <= {
+            "*",
+            "0.0.0.0",
+            "::",
+            "127.0.0.1",
+            str(node.fabric),
+            str(node.management),
+        }
+        named = {
+            port
+            for port in everywhere
+            if port in range(cluster.ray_port, cluster.ray_port + 3) or 10002 <= port <= 19999
+        }
+        assert len(everywhere - named) <= 1, f"{name}: {everywhere - named} (PyTorch's store on the head, nothing else)"
+        assert [port for port in sorted(everywhere) if opens(str(node.management), port)] == []
+        assert everywhere, "Ray listens on the fabric address only: docs/ports.md has to say so"
+
+
+def opens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_systemd_finds_no_fault_in_our_units(lab: Lab, serving: CommandLine) -> None:
+    assert serving
+    for name in (A, B):
+        done = lab.ssh(name, "systemd-analyze verify /etc/systemd/system/sparkstack-*.service")
+        assert (done.code, done.out + done.err) == (0, "")
+
+
+def test_logs_are_of_both_nodes_in_the_order_of_their_time(serving: CommandLine) -> None:
+    lines = serving.works("logs", "--lines=2000").out.splitlines()
+    found = [re.match(r"(\d\d:\d\d:\d\d\.\d{3}) (\S+) (\S+): ", line) for line in lines]
+    heads = [match.groups() for match in found if match]
+    assert {(name, unit) for _, name, unit in heads} == {(A, "ray-head"), (A, "vllm"), (B, "ray-worker")}
+    times = [stamp for stamp, _, _ in heads]
+    assert times == sorted(times) or times[0] > times[-1]  # over midnight
+
+
+def test_deployments_that_fail_leave_the_service_serving(lab: Lab, serving: CommandLine, checkout: Checkout) -> None:
+    before = json.loads(serving.works("status", "--json").out)
+    another = another_release(checkout, lab)
+    with filled_disk(lab, A, leave=200):
+        assert_refused(another("deploy"), 25, f"{A}: the disk is full")
+    damage = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(5000); f.write(b'damaged'); f.close()"
+    lab.output(B, f'python3 -c "{damage}" /opt/sparkstack/wheels/torch-*.whl')
+    assert_refused(another("deploy"), 23, f"{B}: verify", "torch-", "FAILED")
+    assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
+    assert json.loads(serving.works("status", "--json").out)["nodes"][0]["release"] == before["nodes"][0]["release"]
+    done = another.works("deploy")
+    assert f"{B}: push 1 wheels" in done.err
+    assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
+    assert {name: active(lab, name) for name in (A, B)} == UNITS
+
+
+def another_release(checkout: Checkout, lab: Lab) -> CommandLine:
+    """Build the wheels of a copy whose source of one wheel differs, so that its release is another one."""
+    invoke = checkout.variant("another-release")
+    checkout.share_wheels(ROOT, lab.cluster.stack)
+    source = checkout.folder / "build/sources/vllm-ray-cpu/sparkstack_vllm_ray_cpu/platform.py"
+    source.write_text(source.read_text(encoding="utf-8") + "\n# another build\n", encoding="utf-8")
+    invoke.works("build-wheels", f"--stack={lab.cluster.stack}")
+    return invoke
+
+
+def test_restart_begins_anew_with_the_release_in_use(lab: Lab, serving: CommandLine) -> None:
+    pid = "systemctl show --property=MainPID --value sparkstack-vllm"
+    before = lab.output(A, pid)
+    serving.works("restart")
+    assert lab.output(A, pid) not in (before, "0")
+    release = lab.output(A, "basename $(readlink /opt/sparkstack/current)")
+    assert [line for line in processes(lab, A) if "bin/vllm serve" in line and f"/{release}/" in line]
+    assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
+
+
+def test_stop_leaves_no_process_on_any_node_and_says_so(lab: Lab, serving: CommandLine) -> None:
+    assert processes(lab, A)
+    assert processes(lab, B)
+    done = serving.works("stop")
+    assert "no process of ours is left on test-a, test-b" in done.out
+    assert [processes(lab, name) for name in (A, B)] == [[], []]
+    assert [lab.output(name, "systemctl --failed --plain --no-legend") for name in (A, B)] == ["", ""]
+    again = serving.works("stop")
+    assert again.out.splitlines() == ["nothing to do", "no process of ours is left on test-a, test-b"]
+    assert_refused(serving("chat", QUESTION), 40, f"{A}: ", "invoke serve")
