@@ -10,9 +10,10 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from core.config import ROOT, Index, Stack, nearest
+from core.config import ROOT, Index, Stack
 from core.errors import UsageError
 from core.host import CONTROLLER
+from core.mistakes import nearest
 from core.plan import Run
 from wheels.lock import Locked, for_target, read_lock
 from wheels.target import Target

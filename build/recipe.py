@@ -13,8 +13,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from core.config import ROOT, Environment, Model, Name, load_model, nearest
+from core.config import ROOT, Environment, Model, Name, load_model
 from core.errors import BuildFailed, ConfigError
+from core.mistakes import nearest
 
 RECIPES = ROOT / "build" / "recipes"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from core.config import CONFIG, Cluster, Stack, load_cluster, load_stack, nearest
+from core.config import CONFIG, Cluster, Stack, load_cluster, load_stack
 from core.errors import UsageError
+from core.mistakes import nearest
 
 DEFAULT = "spark"
 

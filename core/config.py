@@ -6,14 +6,12 @@ refused with the file, the key, what was expected and the nearest spelling.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import json
 import re
-import reprlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, get_origin
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +25,7 @@ from pydantic import (
 )
 
 from core.errors import ConfigError
+from core.mistakes import explain, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "config"
@@ -331,12 +330,6 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
-def nearest(word: str, words: list[str]) -> str:
-    """Return " (did you mean X?)" when one of ``words`` is near, else nothing."""
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def _file(kind: str, name: str) -> Path:
     if name.endswith(".toml"):
         return Path(name)
@@ -360,41 +353,4 @@ def _load(model: type[M], path: Path) -> M:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(path)} is not TOML: {error}", next_move="correct that line") from error
     except ValidationError as error:
-        raise _explain(shown(path), model, error) from error
-
-
-def _explain(path: str, model: type[BaseModel], error: ValidationError) -> ConfigError:
-    lines = []
-    for detail in error.errors(include_url=False):
-        key = ".".join(str(part) for part in detail["loc"])
-        if detail["type"] == "extra_forbidden":
-            hint = nearest(str(detail["loc"][-1]), _keys(model, detail["loc"][:-1]))
-            lines.append(f"{key}: unknown key{hint}")
-        elif detail["type"] == "missing":
-            lines.append(f"{key}: missing")
-        else:
-            given = "" if detail["type"] == "value_error" else f", not {reprlib.repr(detail['input'])}"
-            lines.append(f"{key + ': ' if key else ''}{detail['msg'].removeprefix('Value error, ')}{given}")
-    cause = f"{path} is not a {model.__name__.lower()}"
-    return ConfigError(cause, next_move="correct the file", evidence="\n".join(lines))
-
-
-def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that the model at ``location`` knows; follows nested models through tuples, dicts and unions."""
-    parts = iter(location)
-    for part in parts:
-        annotation = model.model_fields[str(part)].annotation
-        found = _inner_model(annotation)
-        if found is None:
-            return []
-        model = found
-        if get_origin(annotation) in {dict, tuple}:
-            next(parts, None)  # the key or the position in it
-    return list(model.model_fields)
-
-
-def _inner_model(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_inner_model(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((found for found in inner if found), None)
+        raise explain(shown(path), model, error) from error

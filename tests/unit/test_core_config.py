@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import config
-from core.config import CONFIG, Cluster, Profile, Stack, load_cluster, load_profile, load_stack, nearest, parse_size
+from core.config import CONFIG, Cluster, Profile, Stack, load_cluster, load_profile, load_stack, parse_size
 from core.errors import ConfigError
+from core.mistakes import nearest
 
 CLUSTER = """
 stack = "cpu"
