@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from build.index import IndexPart, fetch_steps, requirements_file, requirements_text
 from build.recipe import Recipe, environment, expected_files, expected_wheel, load_recipe, source_hash
+from build.records import record
 from core.config import ROOT, WORK, Stack, shown
 from core.errors import BuildFailed
 from core.host import CONTROLLER
@@ -38,6 +39,8 @@ class Build:
     here: bool = True
     """Whether this host builds for the target; else a node has to."""
     on: str = CONTROLLER
+    built: tuple[Wheel, ...] = ()
+    """What is built already, whether a manifest lists it or not."""
 
     @property
     def place(self) -> Path:
@@ -60,12 +63,13 @@ def recipe_hash(recipe: Recipe, stack: Stack) -> str:
 def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
     """Return what makes the stack's wheels for the target; empty when all are there and intact."""
     gone = set(damaged(build.stack, manifest)) if manifest else set()
-    have = {wheel.name: wheel for wheel in manifest.wheels if wheel.filename not in gone} if manifest else {}
+    listed = {wheel.name: wheel for wheel in manifest.wheels if wheel.filename not in gone} if manifest else {}
+    have = {**listed, **{wheel.name: wheel for wheel in build.built}}
     built = [step for name, recipe in _outdated(build, have) for step in build_steps(build, name, recipe)]
     images = [name for name, component in build.stack.components.items() if component.origin == "image"]
     extracted = [_extract_later(build, name) for name in images if canonicalize_name(name) not in have]
     fetched = _fetch(build) if _lacks_index_part(build, manifest, have) else ()
-    work = bool(built or extracted or fetched or have.keys() - _names(build))
+    work = bool(built or extracted or fetched or have != listed or have.keys() - _names(build))
     return make_plan(
         f"wheels of {build.stack.name} for {build.target.tag} in {shown(build.place)}",
         (
@@ -146,6 +150,7 @@ def _accept(build: Build, recipe: Recipe, wheel: Path, report: Report) -> None:
     require_files(wheel, expected_files(recipe, build.stack.architectures))
     build.place.mkdir(parents=True, exist_ok=True)
     shutil.move(wheel, build.place / wheel.name)
+    record(build.place, describe(build.place / wheel.name, "source", recipe_hash(recipe, build.stack)))
     report(f"{wheel.name} is as the recipe says")
 
 

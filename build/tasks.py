@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 
 from build.builder import Build, plan_wheels
 from build.index import identity, index_part
+from build.records import recorded
 from core.choice import chosen_cluster, cluster_of_stack, stack_of
 from core.command import Options, command, converge
 from core.config import Cluster, Stack
@@ -19,7 +20,7 @@ from core.errors import UsageError
 from core.facts import Facts, Question
 from core.host import CONTROLLER
 from core.plan import Plan
-from wheels.manifest import load
+from wheels.manifest import folder, load
 from wheels.target import common_target
 
 
@@ -72,6 +73,7 @@ def _plan(cluster: Cluster, stack: Stack, seen: Facts, on: str, urls: dict[str, 
         index_lock=identity(stack, fallback=fallback),
         here=not on and platform.machine() == target.architecture,
         on=on or (CONTROLLER if platform.machine() == target.architecture else cluster.head.name),
+        built=recorded(folder(stack, target)),
     )
     return plan_wheels(build, load(stack, target))
 

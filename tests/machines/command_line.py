@@ -117,6 +117,12 @@ class Started:
             assert not ended, f"{otherwise}\n{''.join(self.out + self.err)}"
             time.sleep(0.05)
 
+    def runs(self, text: str, seconds: float = 120) -> None:
+        """Wait until it has started a process with ``text`` in its command line."""
+        self.reaches(
+            lambda: any(text in line for line in map(_command_line, left_of(self.mark))), f"no {text}", seconds
+        )
+
     def interrupt(self) -> None:
         """Press Ctrl-C: the terminal sends SIGINT to every process of the foreground group."""
         os.killpg(self.process.pid, signal.SIGINT)
@@ -152,6 +158,13 @@ def _carries(process: Path, mark: str) -> bool:
         return f"{MARK}={mark}".encode() in (process / "environ").read_bytes()
     except OSError:  # it has ended, or is a kernel thread
         return False
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ")
+    except OSError:  # it has ended
+        return ""
 
 
 def assert_interrupted(done: Ended) -> None:
