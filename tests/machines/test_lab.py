@@ -113,7 +113,8 @@ def test_an_ordinary_process_reads_the_memory_limit(lab: Lab) -> None:
 
 
 def test_a_process_that_wants_more_memory_than_the_limit_is_killed(lab: Lab) -> None:
-    greedy = lab.ssh(A, 'python3 -c "x = bytearray(3 * 1024**3)"')
+    assert lab.cluster.lab is not None
+    greedy = lab.ssh(A, f'python3 -c "x = bytearray({lab.cluster.lab.memory} + 1024**3)"')
     assert greedy.code in (137, 255)
     assert lab.output(A, "echo alive") == "alive"
 
