@@ -125,16 +125,16 @@ def test_status_shows_two_nodes_alive_in_ray_and_that_tokens_come(lab: Lab, serv
 
 ENVIRONMENTS = """\
 for process in /proc/[0-9]*; do
-    grep -qsz ^VLLM_HOST_IP= $process/environ && cat $process/environ && printf '\\0'
+    grep -qsz ^VLLM_HOST_IP= $process/environ && echo "process:" && tr "\\0" "\\n" < $process/environ
 done; true"""
-"""Prints the environment of every process of the service: an entry ends with a zero byte, a process with one more."""
+"""Prints the environment of every process of the service behind a line `process:`; titles of Ray overwrite some."""
 
 
 def test_every_process_has_the_fabric_address_of_its_own_node(lab: Lab, serving: CommandLine) -> None:
     assert serving
     for name in (A, B):
-        blocks = lab.output(name, ENVIRONMENTS).strip("\0").split("\0\0")
-        found = [dict(entry.partition("=")[::2] for entry in block.split("\0")) for block in blocks]
+        blocks = lab.output(name, ENVIRONMENTS).split("process:\n")[1:]
+        found = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in blocks]
         assert len(found) >= 4, blocks
         node = lab.cluster.node(name)
         assert {variables["VLLM_HOST_IP"] for variables in found} == {str(node.fabric)}
