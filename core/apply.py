@@ -18,7 +18,8 @@ from core import process
 from core.config import WORK
 from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
 from core.host import Host
-from core.plan import Call, Later, Plan, Poll, Pull, Push, Run, Stage, Step, Write, as_unit, command_of, shortened
+from core.job import follow_job
+from core.plan import Call, Job, Later, Plan, Poll, Pull, Push, Run, Stage, Step, Write, argv_of, command_of, shortened
 from core.process import Completed
 from core.remote import Hosts
 from core.screen import Row, Screen
@@ -71,6 +72,8 @@ class Signals:
     interrupted: Event = field(default_factory=Event)
     units: dict[str, str] = field(default_factory=dict)
     """Node to the transient unit that a step runs there now: it would outlive our connection."""
+    jobs: dict[str, str] = field(default_factory=dict)
+    """Node to what is said of a job there that is meant to outlive it."""
 
 
 def apply(plan: Plan, context: Context) -> None:
@@ -129,6 +132,7 @@ def _end(context: Context, signals: Signals, pending: set[Future[None]]) -> list
     Returns what may be left, in words.
     """
     left = [said for node, unit in tuple(signals.units.items()) for said in _stop_unit(context.hosts[node], unit)]
+    left += signals.jobs.values()
     context.hosts.close()
     process.end_all()
     wait(pending, timeout=30)
@@ -159,7 +163,7 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, s
         row.begin(step.title)
         began = monotonic()
         try:
-            on_line = partial(_take_line, context.journal, row, step.node)
+            on_line = partial(_take_line, context.journal, row, step)
             with _noted_unit(step, signals):
                 run_step(step, context.hosts[step.node], on_line, signals.interrupted)
         except BaseException as error:
@@ -173,19 +177,24 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, s
 
 @contextmanager
 def _noted_unit(step: Step, signals: Signals) -> Iterator[None]:
-    if not isinstance(step, Run) or step.unit is None:
-        yield
-        return
-    signals.units[step.node] = step.unit
+    noted: dict[str, str] = {}
+    match step:
+        case Run(unit=str(unit)):
+            noted, said = signals.units, unit
+        case Job(unit=str(unit)):
+            noted, said = signals.jobs, f"{step.node}: {unit} goes on, the same command follows it; end it: {step.hint}"
+        case _:
+            said = ""
+    noted[step.node] = said
     try:
         yield
     finally:
-        del signals.units[step.node]
+        del noted[step.node]
 
 
-def _take_line(journal: Journal, row: Row, node: str, line: str) -> None:
-    journal.line(node, line)
-    row.now(line)
+def _take_line(journal: Journal, row: Row, step: Step, line: str) -> None:
+    journal.line(step.node, line)
+    row.now(step.watch(line) if isinstance(step, Job) else line)
 
 
 def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted: Event) -> None:
@@ -195,23 +204,29 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted
             _run(step, host, on_line)
         case Write():
             host.write(step.path, step.content, mode=step.mode, privileged=step.privileged)
-        case Push():
-            host.push(step.sources, step.destination, on_line)
-        case Pull():
-            step.destination.mkdir(parents=True, exist_ok=True)
-            host.pull(step.source, step.destination, on_line)
+        case Push() | Pull():
+            _transfer(step, host, on_line)
         case Poll():
             _poll(step, host, on_line, interrupted)
         case Call():
             step.action(on_line)
+        case Job():
+            follow_job(step, host, on_line, interrupted)
         case Later():
             raise NotBuiltYet(step.title, node=step.node, next_move=f"it waits for {step.feature}")
 
 
+def _transfer(step: Push | Pull, host: Host, on_line: Callable[[str], None]) -> None:
+    if isinstance(step, Push):
+        host.push(step.sources, step.destination, on_line)
+        return
+    step.destination.mkdir(parents=True, exist_ok=True)
+    host.pull(step.source, step.destination, on_line)
+
+
 def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
-    argv = as_unit(step) if step.unit else step.argv
     try:
-        host.run(argv, privileged=step.privileged, timeout=step.timeout, on_line=on_line)
+        host.run(argv_of(step), privileged=step.privileged, timeout=step.timeout, on_line=on_line)
     except CommandFailed as error:
         error.cause = f"{step.title}: {error.cause}"
         error.next_move = step.hint or error.next_move

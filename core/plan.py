@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
@@ -96,6 +96,28 @@ class Call(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Job(Common):
+    """Long work: a process of this host or, with ``unit``, a transient unit of the node that outlives our connection.
+
+    A unit of that name that runs already is followed, not started again. ``timeout`` is in seconds; ``watch`` turns a
+    line of output into what is shown meanwhile; ``failure`` makes the error from how it ended and all its lines.
+    """
+
+    argv: tuple[str, ...]
+    timeout: float
+    watch: Callable[[str], str] = field(compare=False)
+    failure: Callable[[str, Sequence[str]], Exception] = field(compare=False)
+    unit: str | None = None
+    user: str = "root"
+    properties: tuple[str, ...] = ()
+    """Of the unit, as `systemd-run --property` takes them."""
+    log: str = "/dev/null"
+    """Where the unit's output goes on the node; the beginning of each run empties it."""
+    hint: str = ""
+    """How to end a unit that is left running."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Later(Common):
     """Something that a plan has to show and this command cannot do; ``shown`` is what would be run.
 
@@ -112,7 +134,7 @@ class Later(Common):
         return f"comes first: {self.feature}" if self.exists else f"not built yet: {self.feature}"
 
 
-Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Later
+Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Job | Later
 
 
 @dataclass(frozen=True)
@@ -159,8 +181,8 @@ def command_of(step: Step, *, whole: bool = True) -> str:
     """Return what the step runs, as a person could paste it; scripts in it are left out where it is not ``whole``."""
     sudo = "sudo " if step.privileged else ""
     match step:
-        case Run():
-            return sudo + _joined(as_unit(step) if step.unit else step.argv, whole=whole)
+        case Run() | Job():
+            return sudo + _joined(argv_of(step), whole=whole)
         case Write():
             return f"{sudo}write {step.path} (mode {step.mode:o}, {len(step.content.encode())} bytes)"
         case Push():
@@ -184,11 +206,28 @@ def _joined(argv: tuple[str, ...], *, whole: bool) -> str:
     return " ".join(f"'(script of {n} lines, whole in --json)'" if n > 1 else shlex.quote(word) for word, n in lines)
 
 
+def argv_of(step: Run | Job) -> tuple[str, ...]:
+    """Return the argv that is run: the step's own, or that which makes a unit of it."""
+    if step.unit is None:
+        return step.argv
+    return as_job(step) if isinstance(step, Job) else as_unit(step)
+
+
 def as_unit(step: Run) -> tuple[str, ...]:
     """Return the argv that runs the step's argv as a transient systemd unit and waits for it."""
     return (
         *("systemd-run", f"--unit={step.unit}", f"--uid={step.user}", "--collect", "--wait", "--pipe", "--quiet"),
         *("--property=KillMode=control-group", "--property=OOMPolicy=kill"),
+        *step.argv,
+    )
+
+
+def as_job(step: Job) -> tuple[str, ...]:
+    """Return the argv that starts the step's argv as a transient unit and does not wait for it."""
+    properties = ("KillMode=control-group", "OOMPolicy=kill", f"StandardOutput=truncate:{step.log}", *step.properties)
+    return (
+        *("systemd-run", f"--unit={step.unit}", f"--uid={step.user}", "--quiet", "--property=Type=exec"),
+        *(f"--property={one}" for one in (*properties, "StandardError=inherit")),
         *step.argv,
     )
 

@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 LIVE_WIDTH = 100
+SILENCE = 60
+"""Seconds after which a long step leaves a line where there is no live display."""
 
 
 class Screen:
@@ -43,19 +45,22 @@ class Row:
         self._progress = progress
         self._node = node
         self._title = ""
-        self._began = monotonic()
+        self._began = self._spoke = monotonic()
         self._task = progress.add_task(node, total=None)
 
     def begin(self, title: str) -> None:
         """Show that the node works on ``title``."""
         self._title = title
-        self._began = monotonic()
+        self._began = self._spoke = monotonic()
         self._progress.reset(self._task, description=f"{self._node}  {title}")
 
     def now(self, line: str) -> None:
         """Show the newest line of output behind the title."""
         text = f"{self._node}  {self._title}: {line.strip()}"
         self._progress.update(self._task, description=text[:LIVE_WIDTH])
+        if not self._screen.console.is_terminal and monotonic() - self._spoke > SILENCE:
+            self._spoke = monotonic()
+            self._screen.line(f"  {text[:LIVE_WIDTH]}")
 
     def end(self, outcome: str = "") -> None:
         """Leave a lasting line: the step, its seconds, and how it ended when not well."""
