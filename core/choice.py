@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from core.config import CONFIG, Cluster, Stack, load_cluster, load_stack
+from core.config import CONFIG, Address, Cluster, Network, Node, Stack, Subnet, load_cluster, load_stack
 from core.errors import UsageError
-from core.mistakes import nearest
+from core.host import CONTROLLER
 
 DEFAULT = "spark"
 
@@ -27,13 +27,25 @@ def stack_of(cluster: Cluster, flag: str = "") -> Stack:
 
 
 def cluster_of_stack(stack: str) -> Cluster:
-    """Return the first cluster of config/clusters whose stack this is. Raises UsageError when there is none."""
+    """Return a cluster to make this stack's wheels for: the first of config/clusters that has it, else the chosen one.
+
+    Raises ConfigError for a stack that does not exist.
+    """
+    load_stack(stack)
     clusters = [load_cluster(path.stem) for path in sorted((CONFIG / "clusters").glob("*.toml"))]
-    for cluster in clusters:
-        if cluster.stack == stack:
-            return cluster
-    stacks = sorted({cluster.stack for cluster in clusters})
-    raise UsageError(
-        f"no cluster has the stack {stack!r}{nearest(stack, stacks)}",
-        next_move=f"name a cluster with --cluster; their stacks are {', '.join(stacks)}",
+    found = next((cluster for cluster in clusters if cluster.stack == stack), chosen_cluster(""))
+    return found.model_copy(update={"stack": stack})
+
+
+def this_host(stack: str) -> Cluster:
+    """Return a cluster of this host alone, for what needs no node: its only node is called `controller`."""
+    own, network = Address("127.0.0.1"), Network(subnet=Subnet("127.0.0.0/8"))
+    return Cluster(
+        name="this-host",
+        stack=stack,
+        profile="tiny",
+        user="root",
+        management=network,
+        fabric=network,
+        nodes=(Node(name=CONTROLLER, management=own, fabric=own, local=True),),
     )

@@ -10,8 +10,10 @@ import ipaddress
 import json
 import re
 import tomllib
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -226,6 +228,8 @@ class Component(Model):
     version: str
     recipe: str | None = None
     """With origin "source": the file in build/recipes, without .toml."""
+    variant: str | None = None
+    """The recipe's variant, where it is not the plain one."""
     image: str | None = None
     """With origin "image": registry/repository@sha256:digest."""
     redistributable: bool = True
@@ -267,6 +271,14 @@ class Stack(Model):
     """GPU architectures that device code is built for, as nvcc names them (`121`)."""
     components: dict[str, Component]
     indexes: tuple[Index, ...] = ()
+    glibc: Annotated[str, Field(pattern=r"^2\.\d+$")] | None = None
+    """Newest glibc that a wheel may ask for; without it the lock is for every machine (one of the wheels must fit)."""
+    exclude_newer: date | None = None
+    """Last day (UTC) of uploads to the index that count when the lock is made; the same day gives the same lock."""
+    requires: tuple[str, ...] = ()
+    """Requirements of the index part besides those of the components and what they require."""
+    overrides: dict[str, str] = {}
+    """Requirements that take the place of every other one on the same distribution, each with its reason."""
     without: dict[str, str] = {}
     """Required distributions left out on purpose, each with its reason."""
     imports: tuple[str, ...] = ()
@@ -344,13 +356,23 @@ def _file(kind: str, name: str) -> Path:
 
 
 def _load(model: type[M], path: Path) -> M:
+    return load_data(model, path, read_toml(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return a TOML file as it is. Raises ConfigError when it cannot be read."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        # through JSON, because there pydantic can be strict (no "8000" for a port) and still read addresses from text
-        return model.model_validate_json(json.dumps({"name": path.stem, **data}, default=str), strict=True)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{shown(path)} cannot be read: {error.strerror}", next_move="check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(path)} is not TOML: {error}", next_move="correct that line") from error
+
+
+def load_data(model: type[M], path: Path, data: Mapping[str, Any]) -> M:
+    """Return what was read from ``path`` as ``model``. Raises ConfigError as load_model() does."""
+    try:
+        # through JSON, because there pydantic can be strict (no "8000" for a port) and still read addresses from text
+        return model.model_validate_json(json.dumps({"name": path.stem, **data}, default=str), strict=True)
     except ValidationError as error:
         raise explain(shown(path), model, error) from error

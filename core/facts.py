@@ -6,10 +6,9 @@ exactly as the node itself would, and captured outputs are the parsers' test dat
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import zlib
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from core import parsers
-from core.config import Address, Cluster, Node, Profile, Subnet
+from core.config import WORK, Address, Cluster, Node, Profile, Subnet
 from core.errors import ConfigError, FactsError
-from core.host import Host
+from core.host import CONTROLLER, Host, SudoPassword
+from core.local import LocalHost
+from core.probe import probe_argv
 from core.remote import Hosts
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ Capture = Mapping[str, Raw]
 NOT_ASKED: Raw = {"code": 127, "out": "", "files": {}}
 UNITS = "sparkstack-*"
 INSTALL_UNIT = "sparkstack-install"
+CUDA = "/usr/local/cuda"
+"""Where NVIDIA's packages and installers put the toolkit, or a link to it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class NodeFacts:
     listening: tuple[parsers.Listener, ...] = ()
     token: bool = False
     """Whether the API gave a token when it was asked (on the head, when a question was given)."""
+    toolchain: parsers.Toolchain = field(default_factory=parsers.Toolchain)
+    """What builds wheels there."""
+    builds: frozenset[str] = frozenset()
+    """Names of the builds that have ended there and were not fetched yet."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -166,28 +173,16 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
     root = cluster.root
     model = model_folder(cluster, question.profile) if question.profile else root / "models/-"
     token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
+    machine = _machine_request(root, question.packages)
     return {
         "ours": rf"{re.escape(str(root))}/|ray::|raylet|gcs_server|VLLM::",
         "commands": {
-            "uname": ["uname", "-a"],
-            "glibc": ["getconf", "GNU_LIBC_VERSION"],
-            "python": ["python3", "--version"],
-            "cores": ["nproc"],
-            "disk": ["df", "-PB1", str(root), str(root.parent), "/"],
+            **machine["commands"],
             "addresses": ["ip", "-br", "addr"],
-            "gpus": ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"],
-            "cuda": ["/usr/local/cuda/bin/nvcc", "--version"],
-            "hcas": ["ibdev2netdev"],
-            "packages": [
-                "dpkg-query",
-                "-W",
-                "-f",
-                "${Package} ${db:Status-Status}\n",
-                *(question.packages or ("libc6",)),
-            ],
             "root": ["stat", "-c", "%U", str(root)],
             "wheels": ["find", f"{root}/wheels", "-maxdepth", "1", "-name", "*.whl", "-printf", "%f %s\n"],
             "releases": ["find", f"{root}/releases", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
+            "builds": ["find", f"{root}/build", "-mindepth", "3", "-maxdepth", "3", "-path", "*/out/result.json"],
             "current": ["readlink", f"{root}/current"],
             "model": ["find", "-L", str(model), "-maxdepth", "1", "-type", "f", "-printf", "%f %s\n"],
             "units": ["systemctl", "show", UNITS, "-p", ",".join(parsers.UNIT_PROPERTIES)],
@@ -197,11 +192,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             **token,
         },
         "files": {
-            "os": ["/etc/os-release"],
-            "meminfo": ["/proc/meminfo"],
-            "cgroup": ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
-            "cgroup_usage": ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"],
-            "cgroup_stat": ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"],
+            **machine["files"],
             "mtu": ["/sys/class/net/*/mtu"],
             "speed": ["/sys/class/net/*/speed"],
             "complete": [f"{root}/releases/*/complete.json"],
@@ -211,51 +202,55 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
     }
 
 
+def _machine_request(root: Path, packages: tuple[str, ...], python: str = "python3") -> dict[str, Any]:
+    """Return what is asked of the machine itself: system, memory and disk, GPU, what builds wheels on it."""
+    dpkg = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *(packages or ("libc6",))]
+    return {
+        "commands": {
+            "uname": ["uname", "-a"],
+            "glibc": ["getconf", "GNU_LIBC_VERSION"],
+            "python": [python, "--version"],
+            "headers": [python, "-c", _HEADERS],
+            "cores": ["nproc"],
+            "disk": ["df", "-PB1", str(root), str(root.parent), "/"],
+            "gpus": ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"],
+            "cuda": [f"{CUDA}/bin/nvcc", "--version"],
+            "cuda_folder": ["readlink", "-e", CUDA],
+            "nvcc_codes": [f"{CUDA}/bin/nvcc", "--list-gpu-code"],
+            "ptxas_help": [f"{CUDA}/bin/ptxas", "--help"],
+            "gcc": ["gcc", "-dumpfullversion", "-dumpversion"],
+            "tools": ["which", *parsers.TOOLS],
+            "hcas": ["ibdev2netdev"],
+            "packages": dpkg,
+        },
+        "files": {
+            "os": ["/etc/os-release"],
+            "meminfo": ["/proc/meminfo"],
+            "cgroup": ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
+            "cgroup_usage": ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"],
+            "cgroup_stat": ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"],
+        },
+    }
+
+
+_HEADERS = "import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h')))"
+
+
+def look_here(folder: Path = WORK, packages: tuple[str, ...] = ()) -> NodeFacts:
+    """Probe this host as a machine that builds, with the Python we run on; free space is that of ``folder``.
+
+    It has no network of a cluster and nothing that was deployed. Raises FactsError.
+    """
+    machine = _machine_request(folder, packages, sys.executable)
+    none = {"commands": {"processes": ["true"]}, "files": {}}
+    request = {"ours": "^$", **{kind: {**machine[kind], **none[kind]} for kind in ("commands", "files")}}
+    capture = _probe(LocalHost(CONTROLLER, SudoPassword(None)), request)
+    return parse(CONTROLLER, {**capture, "addresses": {"code": 0, "out": "lo UNKNOWN 127.0.0.1/8"}})
+
+
 def model_folder(cluster: Cluster, profile: Profile) -> PurePosixPath:
     """Return the folder of the profile's model on every node."""
     return PurePosixPath(cluster.root / "models" / profile.model)
-
-
-# Runs on the node with nothing but the standard library, reads and never writes. Process names are matched here so
-# that other people's command lines never leave the node.
-_PROBE = """
-import glob, json, os, re, subprocess, sys
-os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/cuda/bin"
-os.environ["LC_ALL"] = "C"
-request = json.loads(sys.argv[1])
-facts = {}
-for name, argv in request["commands"].items():
-    try:
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
-        done = subprocess.run(argv, timeout=20, **options)
-        facts[name] = {"code": done.returncode, "out": done.stdout}
-    except (OSError, subprocess.TimeoutExpired) as error:
-        facts[name] = {"code": 127, "out": "", "error": str(error)}
-for name, patterns in request["files"].items():
-    found = {}
-    for path in sorted(p for pattern in patterns for p in glob.glob(pattern)):
-        try:
-            with open(path, errors="replace") as file:
-                found[path] = file.read()
-        except OSError:
-            continue
-    facts[name] = {"code": 0, "files": found}
-ours = re.compile(request["ours"])
-lines = facts["processes"]["out"].split("\\n")
-facts["processes"]["out"] = "".join(line + "\\n" for line in lines if ours.search(line))
-print(json.dumps(facts))
-"""
-
-
-def probe_argv(request: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the argv of the probe; packed, so that its own command line does not look like what it searches for."""
-    packed = base64.b64encode(zlib.compress(_PROBE.encode())).decode()
-    asked = base64.b64encode(zlib.compress(json.dumps(request).encode())).decode()
-    code = (
-        "import sys,zlib,base64 as b;u=lambda t:zlib.decompress(b.b64decode(t)).decode();"
-        "c=u(sys.argv[1]);sys.argv[1:]=[u(sys.argv[2])];exec(c)"
-    )
-    return ("python3", "-c", code, packed, asked)
 
 
 def _probe(host: Host, request: Mapping[str, Any]) -> Capture:
@@ -308,6 +303,19 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         processes=reader.out("processes", parsers.processes),
         listening=reader.out("listening", parsers.listeners),
         token=reader.out("token", parsers.token_came),
+        toolchain=_toolchain(reader),
+        builds=reader.out("builds", parsers.ended_builds),
+    )
+
+
+def _toolchain(reader: _Reader) -> parsers.Toolchain:
+    return parsers.Toolchain(
+        gcc=reader.asked("gcc", str.strip),
+        programs=reader.asked("tools", parsers.program_names),
+        cuda_folder=reader.asked("cuda_folder", str.strip),
+        nvcc_codes=reader.asked("nvcc_codes", parsers.gpu_codes),
+        ptxas_codes=reader.asked("ptxas_help", parsers.gpu_codes),
+        headers=reader.asked("headers", parsers.yes),
     )
 
 
@@ -332,6 +340,10 @@ class _Reader:
 
     def out(self, fact: str, parser: Callable[[str], T]) -> T:
         return self._parsed(fact, parser, self._text(fact))
+
+    def asked(self, fact: str, parser: Callable[[str], T]) -> T | None:
+        """Return None for what an older capture was not asked."""
+        return self.out(fact, parser) if fact in self._capture else None
 
     def memory(self) -> parsers.Memory:
         host = self._parsed("meminfo", parsers.meminfo, self.file("meminfo"))

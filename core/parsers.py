@@ -21,6 +21,9 @@ UNIT_PROPERTIES = (
     "ActiveEnterTimestamp",
 )
 
+TOOLS = ("g++", "git", "ccache", "sccache")
+"""Programs that a build uses, or finds and must not use."""
+
 
 @dataclass(frozen=True)
 class Uname:
@@ -99,6 +102,29 @@ class Listener:
     port: int
 
 
+@dataclass(frozen=True)
+class Toolchain:
+    """What builds wheels on a machine. None: it was not asked; empty or False: it is not there."""
+
+    gcc: str | None = None
+    """Its full version, like "13.3.0"."""
+    programs: frozenset[str] | None = None
+    """Those of TOOLS that are there."""
+    cuda_folder: str | None = None
+    """The CUDA toolkit, links followed."""
+    nvcc_codes: frozenset[str] | None = None
+    """GPU code that nvcc makes (`sm_121`); it names no variants (`sm_121a`)."""
+    ptxas_codes: frozenset[str] | None = None
+    """GPU code that ptxas makes, with variants."""
+    headers: bool | None = None
+    """Whether python3 has its C headers."""
+
+    @property
+    def ccache(self) -> bool:
+        """Whether ccache is known to be there."""
+        return "ccache" in (self.programs or ())
+
+
 def uname(text: str) -> Uname:
     """Parse `uname -a`: name, release and machine stand second, third and last but one."""
     words = text.split()
@@ -162,6 +188,26 @@ def cuda_release(text: str) -> str | None:
     """Parse `nvcc --version`: the "13.0" of "release 13.0, V13.0.88"."""
     match = re.search(r"release (\d+\.\d+)", text)
     return match[1] if match else None
+
+
+def gpu_codes(text: str) -> frozenset[str]:
+    """Parse `nvcc --list-gpu-code` (a name a line) or `ptxas --help` (names in quotes): the "sm_121" and "sm_121a"."""
+    return frozenset(re.findall(r"(?m)(?:^|')(sm_\d+[af]?)(?:'|\s*$)", text))
+
+
+def program_names(text: str) -> frozenset[str]:
+    """Parse `which NAME...`: the path of each program that was found."""
+    return frozenset(PurePosixPath(line.strip()).name for line in text.splitlines() if line.strip())
+
+
+def yes(text: str) -> bool:
+    """Parse what Python prints of a truth: "True"."""
+    return text.strip() == "True"
+
+
+def ended_builds(text: str) -> frozenset[str]:
+    """Parse `find ROOT/build -path '*/out/result.json'`: the names of the builds' folders."""
+    return frozenset(PurePosixPath(line).parts[-3] for line in text.splitlines() if line.count("/") >= 3)
 
 
 def hcas(text: str) -> tuple[Hca, ...]:

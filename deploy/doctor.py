@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from core.config import Cluster, Node, Stack
-from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
+from core.findings import Finding, apt_install
 from core.plan import megabytes
 from wheels.manifest import Manifest
 from wheels.target import target_of
 
 UNPACKED = 3.2
 """Bytes of an environment for a byte of wheel (measured on the cpu stack)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that keeps a node from serving, and what to do about it."""
-
-    node: str
-    cause: str
-    next_move: str
-
-
-def refuse_unfit(findings: Iterator[Finding]) -> None:
-    """Raise UnfitNode for the first finding, with the others as evidence."""
-    found = list(findings)
-    if found:
-        lines = "\n".join(f"also {other.node}: {other.cause}; next: {other.next_move}" for other in found[1:])
-        raise UnfitNode(found[0].cause, node=found[0].node, next_move=found[0].next_move, evidence=lines)
 
 
 def examine(cluster: Cluster, stack: Stack, facts: Facts, manifest: Manifest | None) -> Iterator[Finding]:
@@ -79,13 +61,9 @@ def _stack(stack: Stack, node: Node, seen: NodeFacts) -> Iterator[Finding]:
         )
     missing = sorted(set(stack.packages) - seen.packages)
     if missing:
-        yield Finding(node.name, f"Debian packages are missing: {' '.join(missing)}", _apt(missing))
+        yield Finding(node.name, f"Debian packages are missing: {' '.join(missing)}", apt_install(missing))
     if stack.cuda and not seen.gpus:
         yield Finding(node.name, "nvidia-smi shows no GPU", "install the driver, or choose a stack without CUDA")
-
-
-def _apt(packages: list[str]) -> str:
-    return f"on the node: sudo apt-get install {' '.join(packages)}"
 
 
 def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -> Iterator[Finding]:

@@ -15,15 +15,6 @@ def wheel_folder(cluster: Cluster) -> PurePosixPath:
     return PurePosixPath(cluster.root / "wheels")
 
 
-def root_steps(cluster: Cluster, node: Node, seen: NodeFacts) -> tuple[Step, ...]:
-    """Make the suite's folder on the node, owned by the SSH user: the only privileged step of a deployment."""
-    if seen.root_owner == cluster.user:
-        return ()
-    argv = ("install", "-d", "-m", "755", "-o", cluster.user, str(cluster.root))
-    reason = "it does not exist" if seen.root_owner is None else f"it belongs to {seen.root_owner}"
-    return (Run(node=node.name, title=f"make {cluster.root}", reason=reason, argv=argv, privileged=True),)
-
-
 def push_steps(cluster: Cluster, node: Node, seen: NodeFacts, manifest: Manifest, source: Path) -> tuple[Step, ...]:
     """Copy the wheels of the manifest that the node lacks (by name and size), then verify by hash."""
     missing = tuple(wheel for wheel in manifest.wheels if seen.wheels.get(wheel.filename) != wheel.size)

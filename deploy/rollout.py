@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from core.config import Cluster, Node, Stack, shown
 from core.facts import Facts, NodeFacts
+from core.findings import refuse_unfit
 from core.host import CONTROLLER
 from core.plan import Later, Plan, Stage, Step, make_plan
+from core.root import root_steps
 from deploy import environment, push
-from deploy.doctor import examine, refuse_unfit
+from deploy.doctor import examine
 from wheels.manifest import Manifest, draft, folder
 from wheels.target import Target
 
@@ -26,7 +28,7 @@ def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts
     return make_plan(
         f"deploy {manifest.release} to {cluster.name} ({', '.join(node.name for node in cluster.nodes)})",
         (
-            ("prepare", on_all(lambda node, seen: push.root_steps(cluster, node, seen))),
+            ("prepare", on_all(lambda _, seen: root_steps(cluster, seen))),
             ("push wheels", on_all(lambda node, seen: push.push_steps(cluster, node, seen, manifest, source))),
             ("install", on_all(lambda node, seen: environment.install_steps(cluster, stack, node, seen, manifest))),
             ("check", on_all(lambda node, seen: environment.check_steps(cluster, stack, node, seen, manifest))),

@@ -13,12 +13,13 @@ from core.command import Options, answer, answer_json, command, converge
 from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, Question, gather
+from core.findings import refuse_unfit
 from core.plan import Plan
 from core.remote import Hosts
 from core.token import ask_argv
 from deploy import probe as rates
 from deploy import trust as keys
-from deploy.doctor import examine, refuse_unfit
+from deploy.doctor import examine
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
 from wheels.target import common_target

@@ -19,6 +19,7 @@ from core.process import follow, run
 
 PACKAGES = (
     "dbus",
+    "g++",  # wheels are built on a machine too
     "iproute2",
     "iputils-ping",
     "libgomp1",

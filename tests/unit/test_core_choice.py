@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.choice import chosen_cluster, cluster_of_stack, stack_of
+from core.choice import chosen_cluster, cluster_of_stack, stack_of, this_host
 from core.config import load_cluster
 from core.errors import ConfigError, UsageError
 
@@ -43,12 +43,17 @@ def test_a_stack_that_does_not_agree_with_the_cluster_is_refused() -> None:
         stack_of(load_cluster("local"), "guide")
 
 
-@pytest.mark.parametrize(("stack", "cluster"), [("cpu", "local"), ("guide", "spark")])
-def test_a_stack_alone_means_the_first_cluster_that_has_it(stack: str, cluster: str) -> None:
-    assert cluster_of_stack(stack).name == cluster
+@pytest.mark.parametrize(("stack", "cluster"), [("cpu", "local"), ("guide", "spark"), ("current", "spark")])
+def test_a_stack_alone_means_the_first_cluster_that_has_it_else_the_chosen_one(stack: str, cluster: str) -> None:
+    found = cluster_of_stack(stack)
+    assert (found.name, found.stack) == (cluster, stack)
 
 
-def test_a_stack_of_no_cluster_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"no cluster has the stack 'guid' \(did you mean guide\?\)") as caught:
+def test_a_stack_that_does_not_exist_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"guid\.toml does not exist \(did you mean guide\?\)"):
         cluster_of_stack("guid")
-    assert "cpu, guide" in caught.value.next_move
+
+
+def test_this_host_alone_is_a_cluster_of_one_node_without_ssh() -> None:
+    (node,) = this_host("cpu").nodes
+    assert (node.name, node.local) == ("controller", True)

@@ -23,14 +23,16 @@ from core.facts import (
     Question,
     gather,
     load_captures,
+    look_here,
     model_folder,
     parse,
-    probe_argv,
     probe_request,
     require_nodes,
 )
 from core.host import SudoPassword
 from core.local import LocalHost
+from core.parsers import Toolchain
+from core.probe import probe_argv
 from core.process import Completed, run
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, lab_captures, spark_captures
 
@@ -76,6 +78,11 @@ def test_the_shipped_sparks_are_the_guides(name: str, lan: str, fabric: str) -> 
     assert [gpu.capability for gpu in seen.gpus] == ["12.1"]
     assert seen.cuda == "13.0"
     assert seen.memory_total == 128452014080 - 128452014080 % 1024
+    tools = seen.toolchain
+    assert (tools.gcc, tools.programs, tools.headers) == ("13.3.0", {"g++", "git"}, True)
+    assert tools.cuda_folder == "/usr/local/cuda-13.0"
+    assert "sm_121" in (tools.nvcc_codes or ())
+    assert {"sm_121", "sm_121a", "sm_121f"} < (tools.ptxas_codes or set())
     assert (seen.current, seen.root_owner, seen.units, seen.processes) == (None, None, {}, ())
 
 
@@ -137,6 +144,24 @@ def test_a_capture_with_any_text_in_it_is_read_or_refused(fact: str, text: str) 
     answer = {"files": dict.fromkeys([*raw["files"], "/more/x"], text)} if "files" in raw else {"out": text}
     with contextlib.suppress(FactsError):
         assert isinstance(parse("lab-a", changed(fact, answer)), NodeFacts)
+
+
+def test_an_older_capture_knows_nothing_of_the_toolchain() -> None:
+    assert parse("lab-a", CAPTURE).toolchain == Toolchain()
+    assert not parse("lab-a", CAPTURE).toolchain.ccache
+
+
+def test_what_was_asked_and_is_not_there_is_known() -> None:
+    absent = {"code": 127, "out": "", "error": "[Errno 2] No such file or directory"}
+    facts = ("gcc", "tools", "cuda_folder", "nvcc_codes", "ptxas_help", "headers")
+    found = parse("lab-a", {**CAPTURE, **dict.fromkeys(facts, absent)}).toolchain
+    assert (found.gcc, found.programs, found.cuda_folder, found.headers) == ("", frozenset(), "", False)
+    assert (found.nvcc_codes, found.ptxas_codes) == (frozenset(), frozenset())
+
+
+def test_builds_that_ended_on_a_node_are_named() -> None:
+    seen = parse("lab-a", changed("builds", {"out": "/opt/sparkstack/build/probe-0123456789/out/result.json\n"}))
+    assert seen.builds == {"probe-0123456789"}
 
 
 def test_a_release_without_a_record_is_a_partial_one() -> None:
@@ -286,3 +311,15 @@ def test_the_probe_reads_this_host(tmp_path: Path) -> None:
     assert seen.current == "one"
     assert seen.memory_total > 0
     assert (seen.releases, seen.partial, seen.model_files, seen.token) == ({}, frozenset(), {}, False)
+
+
+@pytest.mark.processes
+def test_this_host_is_probed_as_a_machine_that_builds(tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("the probe asks Linux")
+    seen = look_here(tmp_path, ("libc6",))
+    assert (seen.name, seen.architecture) == ("controller", os.uname().machine)
+    assert seen.python == sys.version_info[:2], "the one that runs us"
+    assert seen.disk_free > 0
+    assert seen.toolchain.programs is not None
+    assert (seen.units, seen.processes, seen.builds) == ({}, (), frozenset())

@@ -230,6 +230,10 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     ),
     "gpus": parsers.gpus,
     "cuda_release": parsers.cuda_release,
+    "gpu_codes": parsers.gpu_codes,
+    "program_names": parsers.program_names,
+    "yes": parsers.yes,
+    "ended_builds": parsers.ended_builds,
     "hcas": parsers.hcas,
     "installed_packages": parsers.installed_packages,
     "names_and_sizes": parsers.names_and_sizes,
@@ -264,3 +268,22 @@ def test_every_parser_is_tried_with_any_text() -> None:
     public = {name for name, value in vars(parsers).items() if callable(value) and name.islower() and name[0] != "_"}
     tried = {*TEXT_PARSERS, "python_version", "smaller_memory"}
     assert {name for name in public if getattr(parsers, name).__module__ == parsers.__name__} <= tried
+
+
+def test_the_codes_of_a_gpu_are_those_that_the_tools_name() -> None:
+    spark, older = (parsers.gpu_codes(capture(f"nvcc-list-gpu-code.{one}.not-spark.txt")) for one in ("13.0", "12.4"))
+    assert {"sm_75", "sm_120", "sm_121"} < spark
+    assert older == {f"sm_{one}" for one in (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90)}
+    ptxas, triton = (parsers.gpu_codes(capture(f"ptxas-help.{one}.not-spark.txt")) for one in ("13.0", "12.8"))
+    assert {"sm_121", "sm_121a", "sm_121f", "sm_90a"} < ptxas
+    assert {"sm_120", "sm_120a"} < triton
+    assert not any(code.startswith("sm_121") for code in triton)
+    assert parsers.cuda_release(capture("nvcc-version.12.4.not-spark.txt")) == "12.4"
+
+
+@pytest.mark.parametrize(
+    ("text", "programs"),
+    [("/usr/bin/g++\n/usr/lib/ccache/ccache\n", {"g++", "ccache"}), ("", set()), ("\n", set())],
+)
+def test_programs_are_named_by_their_paths(text: str, programs: set[str]) -> None:
+    assert parsers.program_names(text) == programs

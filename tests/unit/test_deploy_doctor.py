@@ -13,7 +13,8 @@ from core import parsers
 from core.config import Cluster, Stack, load_cluster, load_stack
 from core.errors import UnfitNode
 from core.facts import NodeFacts
-from deploy.doctor import Finding, examine, refuse_unfit
+from core.findings import Finding, refuse_unfit
+from deploy.doctor import examine
 from tests.unit.samples import TABLES, cpu, lab_facts, local, manifest, spark_captures
 from wheels.manifest import Manifest
 

@@ -10,7 +10,8 @@ import pytest
 from core.facts import NodeFacts
 from core.plan import Push, Run, Step, Write
 from core.process import run
-from deploy.push import push_steps, root_steps
+from core.root import root_steps
+from deploy.push import push_steps
 from tests.unit.samples import lab_facts, local, manifest, wheel
 
 HEAD = local().head
@@ -69,7 +70,7 @@ def verified_names(seen: NodeFacts) -> list[str]:
     ("owner", "reason"), [(None, "it does not exist"), ("root", "it belongs to root"), ("spark", None)]
 )
 def test_the_root_folder_is_made_once_and_that_takes_root(owner: str | None, reason: str | None) -> None:
-    made = root_steps(local(), HEAD, replace(lab_facts()["lab-a"], root_owner=owner))
+    made = root_steps(local(), replace(lab_facts()["lab-a"], root_owner=owner))
     assert [(step.reason, step.privileged) for step in made] == ([(reason, True)] if reason else [])
 
 
