@@ -13,6 +13,18 @@ from core.errors import BuildFailed
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
+def metadata_of(wheel: Path) -> bytes:
+    """Return the METADATA of a wheel. Raises BuildFailed when it has none."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [
+                name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1
+            ]
+            return archive.read(names[0])
+    except (*_UNREADABLE, IndexError) as error:
+        raise BuildFailed(f"{wheel.name} has no METADATA: {error}", next_move="build it again") from error
+
+
 def require_files(wheel: Path, names: tuple[str, ...]) -> None:
     """Refuse a wheel that is no intact zip or lacks a file that its recipe promises."""
     try:

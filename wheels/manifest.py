@@ -34,6 +34,16 @@ class Wheel(Model):
     origin: Literal["source", "image", "index"]
     recipe: str | None = None
     """With origin "source": the hash of recipe and source that it was built from."""
+    tree: str | None = None
+    """With origin "source": the hash of the source tree, patches applied."""
+    level: Annotated[int, Field(ge=0, le=3)] | None = None
+    """How far a second build gave the same (build/reproduce.py says what the levels are); None: not tried."""
+    differs: str | None = None
+    """The first thing that differs between the two builds, where the level is not 1."""
+    development: bool = False
+    """Built with a compiler cache: not for a release."""
+    notes: tuple[str, ...] = ()
+    """What the build left out silently, and warnings."""
 
 
 class Manifest(Model):
