@@ -1,26 +1,32 @@
 """A recipe is data: where a wheel's source is, what builds it, and what must come out.
 
-Recipes are `build/recipes/NAME.toml`. Reading one touches nothing but that file; `source_hash` reads the source's tree.
+Recipes are `build/recipes/NAME.toml`; beside each lie NAME.lock (its build requirements with hashes, written by
+`invoke build.lock`) and NAME/ (its patches). A variant is the same recipe with a few keys changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import stat
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from pydantic import AfterValidator, Field, model_validator
 
-from core.config import ROOT, Environment, Model, Name, load_model
-from core.errors import BuildFailed, ConfigError
+from build.tree import tree_hash
+from core.config import ROOT, Environment, Model, Name, Size, load_data, read_toml
+from core.errors import ConfigError
 from core.mistakes import nearest
+from wheels.target import Target
 
 RECIPES = ROOT / "build" / "recipes"
 
-Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+INSTALLER = "pip==26.3"
+"""Makes the build environment and drives the build backend; the build requirements of every recipe begin with it."""
 
 REPRODUCIBLE: dict[str, str] = {
     "LC_ALL": "C.UTF-8",
@@ -31,135 +37,287 @@ REPRODUCIBLE: dict[str, str] = {
 """Environment of every build, below the recipe's own: the same source gives the same bytes."""
 
 
-class Source(Model):
-    """A folder of this project, a commit of a repository, or a source distribution; exactly one of the three."""
+def _exact(requirement: str) -> str:
+    try:
+        parsed = Requirement(requirement)
+    except InvalidRequirement as error:
+        raise ValueError(f"{requirement!r} is not a requirement: {error}") from error
+    pins = [specifier.operator for specifier in parsed.specifier]
+    if pins != ["=="] or requirement.endswith(".*"):
+        raise ValueError(f"{requirement} has no exact version (==)")
+    return requirement
 
-    path: Path | None = None
+
+def _inside(path: Path) -> Path:
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{path} must lie within the project")
+    return path
+
+
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Exact = Annotated[str, AfterValidator(_exact)]
+"""A requirement with one exact version."""
+Inside = Annotated[Path, AfterValidator(_inside)]
+Variable = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+
+
+class Origin(Model):
+    """Where files come from: a commit of a repository, a source distribution, an archive, or a folder of this project.
+
+    Exactly one of ``repository``, ``sdist``, ``archive`` and ``path``.
+    """
+
+    path: Inside | None = None
     """Relative to the project."""
     repository: str | None = None
+    reference: str | None = None
+    """Tag or branch that the commit was found under; `invoke build.lock` resolves it again and compares."""
     commit: Commit | None = None
     submodules: bool = False
-    sdist: str | None = None
-    """URL of a source distribution."""
+    sdist: Exact | None = None
+    """A source distribution of the package index, like "flash-attn==2.7.4.post1"."""
+    archive: str | None = None
+    """URL of a .tar.gz, .tar.xz or .zip file; its single top folder is left out."""
     sha256: Sha256 | None = None
+    """Of the source distribution or the archive."""
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> Self:
-        if sum(bool(value) for value in (self.path, self.repository, self.sdist)) != 1:
-            raise ValueError('give one of "path", "repository" and "sdist"')
+        if sum(bool(value) for value in (self.path, self.repository, self.sdist, self.archive)) != 1:
+            raise ValueError('give one of "path", "repository", "sdist" and "archive"')
         if bool(self.repository) != bool(self.commit):
             raise ValueError('"repository" and "commit" belong together: a branch or a tag can move')
-        if bool(self.sdist) != bool(self.sha256):
-            raise ValueError('"sdist" and "sha256" belong together')
-        if self.path and (self.path.is_absolute() or ".." in self.path.parts):
-            raise ValueError(f'"path" {self.path} must lie within the project')
+        if (self.reference or self.submodules) and not self.repository:
+            raise ValueError('"reference" and "submodules" belong to a "repository"')
+        if bool(self.sdist or self.archive) != bool(self.sha256):
+            raise ValueError('"sha256" belongs to an "sdist" or an "archive", and each of them needs it')
         return self
 
+    @property
+    def pin(self) -> str:
+        """What names the content: the commit or the hash; empty for a folder."""
+        return self.commit or self.sha256 or ""
 
-class Dependency(Model):
-    """A checkout that the build would download by itself; ``variable`` tells it to use ours."""
 
-    variable: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
-    repository: str
-    reference: str
-    submodules: bool = False
+class Source(Origin):
+    """The tree that is built."""
+
+    git_head: bool = False
+    """Leave a `.git` in the tree that answers `git rev-parse HEAD`, for builds that write the commit into the wheel."""
+
+
+class Dependency(Origin):
+    """A tree that the build would download by itself; ``variable`` tells it to use ours."""
+
+    variable: Variable
+
+
+class Patch(Model):
+    """A change of the source, beside the recipe in build/recipes/NAME/."""
+
+    file: str
+    reason: str
+    link: Annotated[str, Field(pattern=r"^https://")]
+    """Where the fault or the change is discussed."""
+
+
+class Toolchain(Model):
+    """What the build machine needs besides the build requirements; checked before anything long begins."""
+
+    compiler: bool = False
+    """A C++ compiler."""
+    gcc: tuple[int, int] | None = None
+    """Oldest and newest major version of GCC that the source is known to build with, both included."""
+    cuda: Annotated[str, Field(pattern=r"^\d+\.\d+$")] | None = None
+    """Release of the CUDA toolkit (`nvcc --version`); absent where no device code is compiled."""
+    headers: bool = False
+    """Python's C headers (python3-dev)."""
+    packages: tuple[str, ...] = ()
+    """Further Debian packages."""
 
 
 class Expected(Model):
     """What the wheel must look like, or it is not the one that was asked for."""
 
     tags: str
-    """The wheel's tags; `{arch}` stands for the machine as `uname -m` says it."""
-    files: tuple[str, ...]
+    """The wheel's tags; `{arch}` stands for the machine as `uname -m` says it, `{python}` for 312."""
+    files: tuple[str, ...] = ()
     """Files it must hold."""
-    files_with_device_code: tuple[str, ...] = ()
-    """Files it must hold besides where GPU architectures were given."""
+    device_code: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Library to the GPU code it must hold, where the stack has GPU architectures: `sm_121`, `sm_120f`, `compute_90`.
+
+    `{architectures}` stands for the stack's own.
+    """
 
 
 class Recipe(Model):
     """How one distribution becomes a wheel."""
 
     name: Name
+    variant: Name | None = None
     distribution: str
     version: str
     source: Source
-    requires: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Build requirements, each with its exact version."""
+    subdirectory: Inside | None = None
+    """Where in the tree the Python project lies, when not at its top."""
+    requires: Annotated[tuple[Exact, ...], Field(min_length=1)]
+    """Build requirements, each with its exact version; NAME.lock holds them whole, with hashes."""
+    needs: tuple[Name, ...] = ()
+    """Components of the same stack that are built or fetched first and stand in the build environment."""
     environment: Environment = Field(default_factory=dict)
-    """Environment of the build; `{architectures}` stands for the stack's GPU architectures, separated by semicolons."""
+    """Environment of the build.
+
+    Placeholders: `{architectures}` the stack's GPU architectures as nvcc names them, separated by semicolons;
+    `{capabilities}` the same as PyTorch names them (12.1); `{jobs}` compilers at once; `{cuda}` the CUDA toolkit;
+    `{venv}` the build environment; `{source}` the tree; `{python}` the interpreter's version (3.12).
+    """
     dependencies: tuple[Dependency, ...] = ()
+    patches: tuple[Patch, ...] = ()
+    toolchain: Toolchain = Toolchain()
+    memory_per_job: Size = 2 * 1024**3
+    """What one compiler needs at most."""
+    disk: Size = 2 * 1024**3
+    """What the build writes at most."""
+    threads_per_job: Annotated[int, Field(ge=1)] = 1
+    """Threads of one job (NVCC_THREADS): jobs are cores divided by it."""
+    cross: bool = False
+    """Whether the build can be told to compile for another architecture (`--target`)."""
     expected: Expected
+    requires_dist: tuple[str, ...] = ()
+    """The wheel's run-time requirements as its METADATA will have them: what a resolver knows before it is built."""
 
     @model_validator(mode="after")
-    def _requirements_are_exact(self) -> Self:
-        loose = [requirement for requirement in self.requires if "==" not in requirement]
-        if loose:
-            raise ValueError(f"requires {', '.join(loose)} without an exact version (==)")
+    def _patches_are_beside_it(self) -> Self:
+        missing = [patch.file for patch in self.patches if not (RECIPES / self.name / patch.file).is_file()]
+        if missing:
+            raise ValueError(f"patches that are not in build/recipes/{self.name}/: {', '.join(missing)}")
         return self
 
     @property
-    def builds_here(self) -> bool:
-        """Its source is a folder of this project, so that nothing has to be fetched."""
-        return self.source.path is not None
+    def title(self) -> str:
+        """Name and variant, as people read it."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    @property
+    def lock(self) -> Path:
+        """The build requirements with hashes."""
+        return RECIPES / f"{self.name}.lock"
+
+    def patch_file(self, patch: Patch) -> Path:
+        """Return where a patch lies."""
+        return RECIPES / self.name / patch.file
 
 
-def load_recipe(name: str) -> Recipe:
-    """Read `build/recipes/NAME.toml`; raise ConfigError when it is missing or wrong."""
+def load_recipe(name: str, variant: str | None = None) -> Recipe:
+    """Read `build/recipes/NAME.toml`, with the changes of a variant. Raises ConfigError when it is missing or wrong."""
     path = RECIPES / f"{name}.toml"
     if not path.is_file():
-        names = sorted(found.stem for found in RECIPES.glob("*.toml"))
-        raise ConfigError(
-            f"build/recipes/{name}.toml does not exist{nearest(name, names)}",
-            next_move=f"use one of: {', '.join(names)}",
-        )
-    return load_model(Recipe, path)
+        raise _unknown(f"build/recipes/{name}.toml does not exist", name, recipe_names())
+    data = read_toml(path)
+    variants = data.pop("variants", {})
+    if variant and variant not in variants:
+        raise _unknown(f"{path.name} has no variant {variant!r}", variant, sorted(variants))
+    changed = merged(data, {**variants[variant], "variant": variant}) if variant else data
+    return load_data(Recipe, path, changed)
 
 
-def environment(recipe: Recipe, architectures: Sequence[str]) -> dict[str, str]:
-    """Return the environment to build with, placeholders filled in; `architectures` as nvcc names them."""
-    own = {key: value.replace("{architectures}", ";".join(architectures)) for key, value in recipe.environment.items()}
+def recipe_names() -> list[str]:
+    """Return the names of all recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def variant_names(name: str) -> list[str]:
+    """Return the names of a recipe's variants."""
+    return sorted(read_toml(RECIPES / f"{name}.toml").get("variants", {}))
+
+
+def _unknown(cause: str, word: str, words: list[str]) -> ConfigError:
+    return ConfigError(f"{cause}{nearest(word, words)}", next_move=f"use one of: {', '.join(words) or 'none'}")
+
+
+def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` with ``changes``: tables are merged; `source`, `expected` and all that is no table replaced."""
+    whole = ("source", "expected")
+    both = {
+        key: merged(data[key], value) if isinstance(value, dict) and key not in whole else value
+        for key, value in changes.items()
+        if isinstance(data.get(key), dict)
+    }
+    return {**data, **changes, **both}
+
+
+def environment(recipe: Recipe, architectures: Sequence[str], **others: str) -> dict[str, str]:
+    """Return the environment to build with, placeholders filled in; ``architectures`` as nvcc names them."""
+    values = {
+        "architectures": ";".join(architectures),
+        "capabilities": ";".join(capability(name) for name in architectures),
+        **others,
+    }
+    own = {key: _filled(text, values) for key, text in recipe.environment.items()}
     return {**REPRODUCIBLE, **own}
 
 
-def expected_wheel(recipe: Recipe, arch: str) -> str:
-    """Return the file name that the build must give on a machine of ``arch`` (`uname -m`)."""
-    distribution = recipe.distribution.replace("-", "_")
-    return f"{distribution}-{recipe.version}-{recipe.expected.tags.format(arch=arch)}.whl"
+def capability(architecture: str) -> str:
+    """Return an architecture as PyTorch names it: `121` is 12.1, `120f` is 12.0f."""
+    digits, suffix = re.fullmatch(r"(\d+)([a-z]?)", architecture).groups()  # type: ignore[union-attr]
+    return f"{digits[:-1]}.{digits[-1]}{suffix}"
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{([a-z]+)\}", lambda found: values.get(found[1], found[0]), text)
+
+
+def expected_wheel(recipe: Recipe, target: Target) -> str:
+    """Return the file name that the build must give for a target."""
+    distribution = canonicalize_name(recipe.distribution).replace("-", "_")
+    tags = recipe.expected.tags.format(arch=target.architecture, python="{}{}".format(*target.python))
+    return f"{distribution}-{recipe.version}-{tags}.whl"
 
 
 def expected_files(recipe: Recipe, architectures: Sequence[str]) -> tuple[str, ...]:
     """Return the files that the wheel must hold."""
-    return recipe.expected.files + (recipe.expected.files_with_device_code if architectures else ())
+    return recipe.expected.files + (tuple(recipe.expected.device_code) if architectures else ())
+
+
+def expected_code(recipe: Recipe, architectures: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the GPU code that each library must hold; empty where the stack has no GPU architectures."""
+    own = tuple(f"sm_{name}" for name in architectures)
+    wanted = recipe.expected.device_code if architectures else {}
+    return {
+        library: tuple(one for code in codes for one in (own if code == "{architectures}" else (code,)))
+        for library, codes in wanted.items()
+    }
 
 
 def source_hash(recipe: Recipe, root: Path = ROOT) -> str:
-    """Return the SHA-256 (hex) of what is built: the tree of a folder, or the commit or hash that names the source."""
-    source = recipe.source
-    if source.path is not None:
-        return tree_hash(root / source.path)
-    return hashlib.sha256((source.commit or source.sha256 or "").encode()).hexdigest()
+    """Return the SHA-256 (hex) of what is built: source, dependencies and patches.
 
-
-def tree_hash(folder: Path) -> str:
-    """Return the SHA-256 (hex) over relative paths, executable bits and contents, in the order of the paths.
-
-    Byte code is left out: running a source changes nothing. Raises BuildFailed for a missing folder and for anything
-    that is neither a file nor a folder, links included.
+    A folder counts with its tree, a commit and a hash by themselves.
     """
-    if not folder.is_dir():
-        raise BuildFailed(f"{folder} is not a folder", next_move="check the recipe's source.path")
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda found: found.relative_to(folder).as_posix()):
-        if path.is_dir() and not path.is_symlink():
-            continue
-        if "__pycache__" not in path.parts:
-            total.update(_entry(path, path.relative_to(folder).as_posix()))
-    return total.hexdigest()
+    parts = [_content(recipe.source, root)]
+    parts += [f"{other.variable} {_content(other, root)}" for other in recipe.dependencies]
+    parts += [hashlib.sha256(recipe.patch_file(patch).read_bytes()).hexdigest() for patch in recipe.patches]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _entry(path: Path, name: str) -> bytes:
-    mode = path.lstat().st_mode
-    if not stat.S_ISREG(mode):
-        raise BuildFailed(f"{path} is neither a file nor a folder", next_move="keep plain files in a source")
-    kind = "x" if mode & stat.S_IXUSR else "-"
-    return f"{kind} {hashlib.sha256(path.read_bytes()).hexdigest()} {name}\0".encode()
+def _content(origin: Origin, root: Path) -> str:
+    return tree_hash(root / origin.path) if origin.path is not None else origin.pin
+
+
+def recipe_hash(recipe: Recipe, architectures: Sequence[str], needs: Mapping[str, str]) -> str:
+    """Return the identity of a build (SHA-256, hex): recipe, its lock, source, GPU architectures, what it needs.
+
+    ``needs`` is, for each needed component, the identity of its build or the version that is fetched. Reasons and
+    links, memory and disk do not count: they change no byte.
+    """
+    told = {"memory_per_job", "disk", "patches", "variant"}
+    lock = recipe.lock.read_text(encoding="utf-8") if recipe.lock.is_file() else ""
+    parts = [
+        json.dumps(recipe.model_dump(mode="json", exclude=told), sort_keys=True),
+        hashlib.sha256(lock.encode()).hexdigest(),
+        source_hash(recipe),
+        json.dumps(list(architectures)),
+        json.dumps(dict(sorted(needs.items()))),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
