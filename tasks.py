@@ -23,6 +23,15 @@ ns = Collection(
 )
 ns.add_collection(
     Collection(
+        "build",
+        build.tasks.lock,
+        build.tasks.bundle,
+        build.tasks.unbundle,
+        build.tasks.stop,
+    )
+)
+ns.add_collection(
+    Collection(
         "lab",
         lab.tasks.up,
         lab.tasks.down,

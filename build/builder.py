@@ -1,63 +1,27 @@
-"""A stack's components to wheels in dist/: build what is built, fetch what is fetched, check, write the manifest."""
+"""A stack's components to wheels in dist/: fetch what is fetched, build what is built, check, write the manifest."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from build.index import IndexPart, fetch_steps, requirements_file, requirements_text
-from build.recipe import Recipe, environment, expected_files, expected_wheel, load_recipe, source_hash
-from build.records import record
-from core.config import ROOT, WORK, Stack, shown
+from build.index import fetch_steps
+from build.job import link_or_copy, missing_wheels, requirement_wheels
+from build.recipe import expected_wheel
+from build.records import described
+from build.request import Build
+from build.stages import is_done, list_of, mkdir, requirements_folder, stages_of
+from build.toolchain import examine
+from core.config import WORK, shown
 from core.errors import BuildFailed
+from core.findings import Finding, refuse_unfit
 from core.host import CONTROLLER
-from core.plan import Call, Later, Plan, Report, Run, Step, Write, make_plan
-from wheels.gates import require_files
+from core.plan import Call, Later, Plan, Report, Run, Step, make_plan
 from wheels.lock import Locked
-from wheels.manifest import Manifest, Wheel, damaged, describe, folder, save
-from wheels.target import Target
-
-BUILD_TIMEOUT = 6 * 3600
-
-
-@dataclass(frozen=True)
-class Build:
-    """What a plan of wheels is made from."""
-
-    stack: Stack
-    target: Target
-    index: IndexPart
-    index_lock: str
-    here: bool = True
-    """Whether this host builds for the target; else a node has to."""
-    on: str = CONTROLLER
-    built: tuple[Wheel, ...] = ()
-    """What is built already, whether a manifest lists it or not."""
-
-    @property
-    def place(self) -> Path:
-        """The folder that the wheels go to."""
-        return folder(self.stack, self.target)
-
-    @property
-    def recipes(self) -> dict[str, Recipe]:
-        """Recipes of the components that are built, by component."""
-        built = {name: c.recipe for name, c in self.stack.components.items() if c.origin == "source" and c.recipe}
-        return {name: load_recipe(recipe) for name, recipe in built.items()}
-
-
-def recipe_hash(recipe: Recipe, stack: Stack) -> str:
-    """Return the identity of a build: recipe, source and GPU architectures (SHA-256, hex)."""
-    parts = [recipe.model_dump_json(), source_hash(recipe), json.dumps(stack.architectures)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+from wheels.manifest import Manifest, Wheel, damaged, describe, save
 
 
 def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
@@ -65,126 +29,38 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
     gone = set(damaged(build.stack, manifest)) if manifest else set()
     listed = {wheel.name: wheel for wheel in manifest.wheels if wheel.filename not in gone} if manifest else {}
     have = {**listed, **{wheel.name: wheel for wheel in build.built}}
-    built = [step for name, recipe in _outdated(build, have) for step in build_steps(build, name, recipe)]
-    images = [name for name, component in build.stack.components.items() if component.origin == "image"]
+    lost = {wheel.name for wheel in manifest.wheels} - have.keys() if manifest else set()
+    fetched = tuple(_fetch(build, lost))
+    images = [n for n, c in build.stack.components.items() if c.origin == "image" and not build.only]
     extracted = [_extract_later(build, name) for name in images if canonicalize_name(name) not in have]
-    fetched = _fetch(build) if _lacks_index_part(build, manifest, have) else ()
-    work = bool(built or extracted or fetched or have != listed or have.keys() - _names(build))
+    refuse_unfit(_unfit(build, have))
+    made = [stage for name in build.recipes for stage in stages_of(build, name, have.get(canonicalize_name(name)))]
+    stale = manifest is None or manifest.index_lock != build.index_lock or have.keys() != _names(build)
+    work = not build.only and bool(made or extracted or fetched or have != listed or stale)
     return make_plan(
         f"wheels of {build.stack.name} for {build.target.tag} in {shown(build.place)}",
         (
-            ("build from source", built),
-            ("extract from images", extracted),
             ("fetch by hash", fetched),
+            *made,
+            ("extract from images", extracted),
             ("check and list", [_list_step(build)] if work else []),
         ),
         (f"unlike the guide, {name} {c.version}: {c.guide}" for name, c in build.stack.components.items() if c.guide),
     )
 
 
+def _unfit(build: Build, have: Mapping[str, Wheel]) -> Iterator[Finding]:
+    """Find what keeps the machine that builds from the recipes that are to be built: before an hour is lost."""
+    for name, recipe in build.recipes.items():
+        if not is_done(build, name, have.get(canonicalize_name(name))):
+            toolkit = build.toolkit or build.cross
+            seen = build.site.seen
+            yield from examine(recipe, build.stack.architectures, seen, build.site.name, build.target, toolkit=toolkit)
+
+
 def _names(build: Build) -> set[str]:
     """Return the names of all wheels that the stack consists of."""
     return {canonicalize_name(name) for name in build.stack.components} | {item.name for item in build.index.all}
-
-
-def _outdated(build: Build, have: dict[str, Wheel]) -> Iterator[tuple[str, Recipe]]:
-    for name, recipe in build.recipes.items():
-        wheel = have.get(canonicalize_name(name))
-        if wheel is None or wheel.recipe != recipe_hash(recipe, build.stack):
-            yield name, recipe
-
-
-def _lacks_index_part(build: Build, manifest: Manifest | None, have: dict[str, Wheel]) -> bool:
-    same = manifest is not None and manifest.index_lock == build.index_lock
-    return not same or any(item.name not in have for item in build.index.all)
-
-
-def build_steps(build: Build, name: str, recipe: Recipe) -> tuple[Step, ...]:
-    """Return the steps from a recipe to its wheel in dist/."""
-    if not recipe.builds_here or not build.here:
-        return (_build_later(build, name, recipe),)
-    work = WORK / "build" / recipe.name
-    source, out = work / "source", work / "out"
-    wheel = expected_wheel(recipe, build.target.architecture)
-    variables = [f"{key}={value}" for key, value in environment(recipe, build.stack.architectures).items()]
-    step = partial(Run, node=CONTROLLER)
-    return (
-        step(title=f"clear {shown(work)}", reason="a build begins from nothing", argv=("rm", "-rf", str(work))),
-        step(title=f"make {shown(work)}", reason="it is the build's own", argv=("mkdir", "-p", str(work))),
-        step(
-            title=f"copy the source of {name}",
-            reason="backends write into the tree",
-            argv=("cp", "-RT", str(ROOT / str(recipe.source.path)), str(source)),
-        ),
-        step(
-            title=f"build {wheel}",
-            reason=f"recipe {recipe.name}, {recipe_hash(recipe, build.stack)[:10]}",
-            argv=("env", *variables, *_pip_wheel(source, out)),
-            timeout=BUILD_TIMEOUT,
-            hint=f"read the lines above; the tree is kept in {shown(work)}",
-        ),
-        Call(
-            node=CONTROLLER,
-            title=f"check {wheel}",
-            reason="only the wheel that was asked for enters the stack",
-            shown=f"move {shown(out / wheel)} to {shown(build.place)}",
-            action=partial(_accept, build, recipe, out / wheel),
-        ),
-    )
-
-
-def _pip_wheel(source: Path, out: Path) -> tuple[str, ...]:
-    return (
-        *(sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-deps", "--no-build-isolation"),
-        *("--no-cache-dir", f"--wheel-dir={out}", str(source)),
-    )
-
-
-def _accept(build: Build, recipe: Recipe, wheel: Path, report: Report) -> None:
-    if not wheel.is_file():
-        found = ", ".join(path.name for path in wheel.parent.glob("*.whl")) or "nothing"
-        raise BuildFailed(
-            f"the build gave {found}, expected {wheel.name}",
-            next_move=f"correct version or tags in build/recipes/{recipe.name}.toml",
-        )
-    require_files(wheel, expected_files(recipe, build.stack.architectures))
-    build.place.mkdir(parents=True, exist_ok=True)
-    shutil.move(wheel, build.place / wheel.name)
-    record(build.place, describe(build.place / wheel.name, "source", recipe_hash(recipe, build.stack)))
-    report(f"{wheel.name} is as the recipe says")
-
-
-def _build_later(build: Build, name: str, recipe: Recipe) -> Later:
-    wheel = expected_wheel(recipe, build.target.architecture)
-    variables = " ".join(f"{key}={value}" for key, value in environment(recipe, build.stack.architectures).items())
-    lines = [
-        *_sources(recipe),
-        f"pip install {' '.join(recipe.requires)}",
-        f"{variables} pip wheel --no-deps --no-build-isolation .",
-        *([f"rsync {build.on}:{wheel} to {shown(build.place)}"] if build.on != CONTROLLER else []),
-    ]
-    return Later(
-        node=build.on,
-        title=f"build {wheel}",
-        reason=f"component {name}, sha256: not built",
-        feature="building from a fetched source, and on a node",
-        shown="\n".join(lines),
-    )
-
-
-def _sources(recipe: Recipe) -> Iterator[str]:
-    source = recipe.source
-    if source.repository:
-        yield _git(source.repository, str(source.commit), submodules=source.submodules)
-    else:
-        yield f"fetch {source.sdist} (sha256 {source.sha256})" if source.sdist else f"copy {source.path}"
-    for other in recipe.dependencies:
-        fetched = _git(other.repository, other.reference, submodules=other.submodules)
-        yield f"{fetched}, for {other.variable}"
-
-
-def _git(repository: str, reference: str, *, submodules: bool) -> str:
-    return f"git fetch {repository} {reference}{' with submodules' if submodules else ''}"
 
 
 def _extract_later(build: Build, name: str) -> Later:
@@ -198,23 +74,41 @@ def _extract_later(build: Build, name: str) -> Later:
     )
 
 
-def _fetch(build: Build) -> tuple[Step, ...]:
-    groups = (*(locked for _, locked in build.index.others if locked), build.index.default)
-    lists = (
-        Write(
-            node=CONTROLLER,
-            title="list what to fetch",
-            reason="each with the hashes that the lock allows",
-            path=PurePosixPath(requirements_file(locked)),
-            content=requirements_text(locked),
-        )
-        for locked in groups
-    )
-    folders = ("mkdir", "-p", str(build.place), str(WORK / "fetch"))
-    return (
-        Run(node=CONTROLLER, title="make the folders", reason="wheels and lists go there", argv=folders),
-        *lists,
-        *fetch_steps(build.index, build.target, build.place),
+def _fetch(build: Build, lost: set[str]) -> Iterator[Step]:
+    """Return what brings the index part that is not there, or is damaged (``lost``).
+
+    Wheels that a bundle brought are taken, the others come from the index.
+    """
+    missing = {*missing_wheels(build.index.all, build.place), *(lost & {item.name for item in build.index.all})}
+    if build.only and not any(need not in build.recipes for recipe in build.recipes.values() for need in recipe.needs):
+        return
+    if not missing:
+        return
+    folder = requirements_folder(build.target)
+    here = missing - set(missing_wheels(build.index.all, folder))
+    part = build.index.only(missing - here)
+    argv = mkdir(build.place, WORK / "fetch")
+    yield Run(node=CONTROLLER, title="make the folders", reason="wheels and lists go there", argv=argv)
+    if here:
+        yield _take_step(build, folder, here)
+    yield from (list_of(locked) for locked in part.groups)
+    yield from fetch_steps(part, build.target, build.place)
+
+
+def _take_step(build: Build, folder: Path, names: set[str]) -> Call:
+    items = [item for item in build.index.all if item.name in names]
+
+    def take(report: Report) -> None:
+        for wheel in requirement_wheels(items, folder):
+            link_or_copy(wheel, build.place / wheel.name)
+        report(f"{len(items)} wheels")
+
+    return Call(
+        node=CONTROLLER,
+        title=f"take {len(items)} wheels that were fetched before",
+        reason="each by its hash",
+        shown=f"link {', '.join(sorted(names))} from {shown(folder)}",
+        action=take,
     )
 
 
@@ -240,8 +134,7 @@ def _list(build: Build, report: Report) -> None:
 
 def _listed_recipes(build: Build) -> Iterator[Wheel]:
     for recipe in build.recipes.values():
-        path = build.place / expected_wheel(recipe, build.target.architecture)
-        yield describe(path, "source", recipe_hash(recipe, build.stack))
+        yield described(build.place, expected_wheel(recipe, build.target))
 
 
 def _listed_index(build: Build) -> Iterator[Wheel]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,17 @@ class IndexPart:
     def all(self) -> tuple[Locked, ...]:
         """Every entry."""
         return self.default + tuple(item for _, locked in self.others for item in locked)
+
+    def only(self, names: Collection[str]) -> IndexPart:
+        """Return the part of these distributions."""
+        others = ((index, tuple(item for item in locked if item.name in names)) for index, locked in self.others)
+        return IndexPart(tuple(item for item in self.default if item.name in names), tuple(others))
+
+    @property
+    def groups(self) -> tuple[tuple[Locked, ...], ...]:
+        """What is fetched together, an index each; none of them empty."""
+        found = (*(locked for _, locked in self.others), self.default)
+        return tuple(locked for locked in found if locked)
 
 
 def index_part(stack: Stack, target: Target, urls: Mapping[str, str], *, fallback: bool) -> IndexPart:
@@ -79,7 +90,7 @@ def fetch_steps(part: IndexPart, target: Target, place: Path) -> tuple[Run, ...]
         if locked
     )
     title = f"fetch {len(part.default)} wheels for {target.in_words}"
-    return (*special, _download(title, part.default, target, place))
+    return (*special, *((_download(title, part.default, target, place),) if part.default else ()))
 
 
 def _download(title: str, locked: tuple[Locked, ...], target: Target, place: Path, index: Index | None = None) -> Run:

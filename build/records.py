@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wheels.manifest import Wheel
+from core.errors import BuildFailed
+from wheels.manifest import Wheel, describe
 
 
 def record(place: Path, wheel: Wheel) -> None:
@@ -24,6 +25,15 @@ def recorded(place: Path) -> tuple[Wheel, ...]:
     records = sorted((place / "built").glob("*.json"))
     wheels = (Wheel.model_validate_json(path.read_text(encoding="utf-8")) for path in records)
     return tuple(wheel for wheel in wheels if _has_size(place / wheel.filename, wheel.size))
+
+
+def described(place: Path, filename: str) -> Wheel:
+    """Return the record of a built wheel, its hash checked. Raises BuildFailed when it is missing or another one."""
+    for wheel in recorded(place):
+        if wheel.filename == filename and describe(place / filename, "source").sha256 == wheel.sha256:
+            return wheel
+    (place / filename).unlink(missing_ok=True)
+    raise BuildFailed(f"{filename} is not the wheel that was built", next_move="run the same command again")
 
 
 def _has_size(path: Path, size: int) -> bool:

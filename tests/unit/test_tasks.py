@@ -36,12 +36,13 @@ COMMANDS = {
         "probe",
         "demo",
     ),
+    *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"lab.{name}" for name in ("up", "down", "status", "cut", "heal", "kill", "boot", "model", "clean")),
 }
-PLANNING = ["build-wheels", "deploy", "serve", "restart", "stop", "lab.model"]
+PLANNING = ["build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"]
 """Commands that plan from facts of the nodes."""
-LOOKING = {"facts", "status", "logs", "chat", "probe", "lab.status"}
-"""Commands that change nothing."""
+LOOKING = {"facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"}
+"""Commands that change nothing, or only what is fetched anyway."""
 
 HELP = {name: dict(tasks.ns[name].help) for name in tasks.ns.task_names}
 """Taken now: invoke uses it up when it parses."""
@@ -143,9 +144,8 @@ class TestTwoSparks:
         assert code == 0
         assert set(json.loads(out)) == {"title", "notes", "stages"}
 
-    @pytest.mark.parametrize("name", ["build-wheels", "deploy"])
-    def test_wheels_that_are_not_there_read_as_not_built(self, name: str, invoke: Invoke) -> None:
-        _, out, _ = invoke(*SPARK_PLANS[name])
+    def test_wheels_that_are_not_there_read_as_not_built(self, invoke: Invoke) -> None:
+        _, out, _ = invoke(*SPARK_PLANS["deploy"])
         lines = [line for line in out.splitlines() if "sha256: not built" in line]
         for component in ("torch", "triton", "vllm", "flash-attn"):
             assert any(component in line for line in lines), component
@@ -185,8 +185,8 @@ class TestTwoSparks:
         monkeypatch.setattr(command, "gather", lambda *_: spark_captures())
         code, out, err = invoke("build-wheels", "--stack", "guide", "--on", "gx10-beee")
         assert (code, out) == (NotBuiltYet.exit_code, "")
-        assert "gx10-beee: 4 steps of this plan cannot be run, the first: build torch-2.9.0+cu130" in err
-        assert "(not built yet: building from a fetched source, and on a node)" in err
+        assert "controller: 1 steps of this plan cannot be run, the first: extract flash-attn" in err
+        assert "(not built yet: extracting wheels from an image)" in err
         assert not (tmp_path / "dist").exists()
 
     def test_deploying_wheels_that_are_not_there_is_an_error(
@@ -225,7 +225,10 @@ def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:
     ("words", "code", "says"),
     [
         (("deploy", "--cluster", "local", "--stack", "guide", *PAIR), UsageError.exit_code, "does not agree"),
-        (("build-wheels", "--stack", "gide", *PAIR), UsageError.exit_code, "did you mean guide?"),
+        (("build-wheels", "--stack", "gide", *PAIR), 10, "did you mean guide?"),
+        (("build-wheels", "--on", "gx10-beee", "--toolkit", *PAIR), UsageError.exit_code, "leave one of them out"),
+        (("build-wheels", "--verify", "--development", *PAIR), UsageError.exit_code, "leave one of them out"),
+        (("build-wheels", "--only", "tritno", *PAIR), UsageError.exit_code, "did you mean triton?"),
         (("build-wheels", "--stack", "guide", "--on", "gx10-bee", *PAIR), 10, "did you mean gx10-beee?"),
         (("build-wheels", "--stack", "guide", "--index", "torch", *PAIR), UsageError.exit_code, "has no URL"),
         (("build-wheels", "--stack", "guide", "--index", "x=http://y", *PAIR), UsageError.exit_code, "default index"),

@@ -1,0 +1,133 @@
+"""What comes out of a build is what the recipe promises, or it does not enter the stack."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from email.parser import BytesParser
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from build.diagnosis import skipped_architectures
+from build.recipe import Recipe, expected_code, expected_files
+from build.records import record
+from build.reproduce import Verdict, compare
+from build.times import keep_seconds
+from core.config import Stack
+from core.errors import BuildFailed
+from core.plan import Report
+from wheels.fatbin import device_code_of_wheel
+from wheels.gates import metadata_of, require_files
+from wheels.manifest import Wheel, describe, sha256_of
+
+LEVELS = {
+    1: "level 1: the same bytes",
+    2: "level 2: the same bytes after normalising",
+    3: "level 3: the same code and symbols",
+    0: "no level: the code differs",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A build that ended: its job folder on this host, what it was made from, and by whom."""
+
+    recipe: Recipe
+    stack: Stack
+    folder: Path
+    wheel: str
+    identity: str
+    tree: str
+    site: str
+    log: Path
+    development: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The wheel that came out."""
+        return self.folder / "out" / self.wheel
+
+
+def accept(made: Made, place: Path, report: Report) -> None:
+    """Judge the wheel of a build, move it to ``place`` and record it. Raises BuildFailed for a wrong one."""
+    result = result_of(made)
+    require_files(made.path, expected_files(made.recipe, made.stack.architectures))
+    require_metadata(made)
+    require_device_code(made)
+    notes = skipped_architectures(made.log.read_text(encoding="utf-8").splitlines()) if made.log.is_file() else []
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.move(made.path, place / made.wheel)
+    described = describe(place / made.wheel, "source", made.identity)
+    own = {"tree": made.tree, "development": made.development, "notes": tuple(notes)}
+    record(place, described.model_copy(update=own))
+    keep_seconds(made.site, made.recipe.title, result["seconds"]["all"])
+    for note in notes:
+        report(f"{made.wheel}: {note}")
+    report(f"{made.wheel} is as the recipe says ({result['seconds']['all']:.0f} s)")
+    shutil.rmtree(made.folder)
+
+
+def result_of(made: Made) -> dict[str, Any]:
+    """Return what the runner said of its wheel. Raises BuildFailed when one is missing or they do not agree."""
+    try:
+        found: dict[str, Any] = json.loads((made.folder / "out" / "result.json").read_text(encoding="utf-8"))
+        same = found["sha256"] == sha256_of(made.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unfinished(made, str(error)) from error
+    if not same:
+        raise _unfinished(made, "the wheel that arrived is not the one that was built")
+    return found
+
+
+def _unfinished(made: Made, why: str) -> BuildFailed:
+    return BuildFailed(
+        f"the build of {made.recipe.title} left no wheel: {why}",
+        node=made.site,
+        next_move="run the same command again; it begins this wheel anew",
+    )
+
+
+def require_metadata(made: Made) -> None:
+    """Refuse a wheel whose run-time requirements are not those that the stack was resolved with."""
+    metadata = BytesParser().parsebytes(metadata_of(made.path))
+    found = {_requirement(line) for line in metadata.get_all("Requires-Dist", [])}
+    told = {_requirement(line) for line in made.recipe.requires_dist}
+    if found != told:
+        only = [f"only in the wheel: {line}" for line in sorted(found - told)]
+        lacks = [f"only in the recipe: {line}" for line in sorted(told - found)]
+        raise BuildFailed(
+            f"{made.wheel} requires other distributions than build/recipes/{made.recipe.name}.toml says",
+            next_move="correct requires_dist there, then make the lock again: invoke build.lock",
+            evidence="\n".join(only + lacks),
+        )
+
+
+def _requirement(line: str) -> str:
+    return str(Requirement(line))
+
+
+def require_device_code(made: Made) -> None:
+    """Refuse a wheel whose libraries lack GPU code that the recipe promises for the stack's architectures."""
+    wanted = expected_code(made.recipe, made.stack.architectures)
+    found = device_code_of_wheel(made.path) if wanted else {}
+    for library, codes in wanted.items():
+        present = {str(code) for code in found.get(library, ())}
+        missing = [code for code in codes if code not in present]
+        if missing:
+            raise BuildFailed(
+                f"{library} in {made.wheel} holds no {', '.join(missing)}",
+                next_move='read the build\'s lines for "Not building": CMake drops architectures silently',
+                evidence=f"it holds {', '.join(sorted(present)) or 'no device code'}",
+            )
+
+
+def verify(first: Wheel, again: Made, place: Path, report: Report) -> None:
+    """Compare a second build with the first and record how far they agree."""
+    result_of(again)
+    verdict: Verdict = compare(place / first.filename, again.path)
+    record(place, first.model_copy(update={"level": verdict.level, "differs": verdict.differs}))
+    report(f"{first.filename}: {LEVELS[verdict.level]}{f' ({verdict.differs})' if verdict.differs else ''}")
+    shutil.rmtree(again.folder)

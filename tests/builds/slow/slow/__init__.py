@@ -1,0 +1,1 @@
+"""Takes some seconds to build; there is nothing to it."""
