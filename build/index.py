@@ -15,7 +15,7 @@ from core.errors import UsageError
 from core.host import CONTROLLER
 from core.mistakes import nearest
 from core.plan import Run
-from wheels.lock import Locked, for_target, read_lock
+from wheels.lock import Locked, entries, for_target, read_lock
 from wheels.target import Target
 
 OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
@@ -77,9 +77,10 @@ def _refuse_unknown(stack: Stack, urls: Mapping[str, str]) -> None:
 
 
 def identity(stack: Stack, *, fallback: bool) -> str:
-    """Return the SHA-256 of the lock files that the index part is fetched by."""
+    """Return the SHA-256 of what the locks of the index part say; comments in them do not count."""
     locks = [stack.lock, *(index.fallback_lock for index in stack.indexes if fallback and index.fallback_lock)]
-    return hashlib.sha256(b"".join((ROOT / lock).read_bytes() for lock in locks)).hexdigest()
+    texts = ((ROOT / lock).read_text(encoding="utf-8") for lock in locks)
+    return hashlib.sha256("\n".join(line for text in texts for line in entries(text)).encode()).hexdigest()
 
 
 def fetch_steps(part: IndexPart, target: Target, place: Path) -> tuple[Run, ...]:

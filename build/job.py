@@ -67,6 +67,7 @@ def told(task: Task) -> str:
     data = {
         "environment": dict(sorted(task.environment.items())),
         "subdirectory": str(task.recipe.subdirectory or "."),
+        "options": list(task.recipe.build_options),
         "wheel": task.wheel,
         "strip": task.strip,
         "epoch": int(task.environment["SOURCE_DATE_EPOCH"]),

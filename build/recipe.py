@@ -25,6 +25,8 @@ from wheels.target import Target
 
 RECIPES = ROOT / "build" / "recipes"
 
+WHOLE = ("source", "toolchain", "expected")
+"""Tables that a variant replaces whole."""
 INSTALLER = "pip==26.3"
 """Makes the build environment and drives the build backend; the build requirements of every recipe begin with it."""
 
@@ -147,8 +149,10 @@ class Expected(Model):
     device_code: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Library to the GPU code it must hold, where the stack has GPU architectures: `sm_121`, `sm_120f`, `compute_90`.
 
-    `{architectures}` stands for the stack's own.
+    `{architectures}` stands for the stack's own; in a library's name `*` stands for what depends on Python.
     """
+    imports: tuple[str, ...] = ()
+    """Modules that must import without anything else; tried under emulation after a cross build."""
 
 
 class Recipe(Model):
@@ -159,6 +163,8 @@ class Recipe(Model):
     distribution: str
     version: str
     source: Source
+    build_options: tuple[str, ...] = ()
+    """Further options of setuptools' bdist_wheel, like "--py-limited-api=cp38"."""
     subdirectory: Inside | None = None
     """Where in the tree the Python project lies, when not at its top."""
     requires: Annotated[tuple[Exact, ...], Field(min_length=1)]
@@ -237,10 +243,9 @@ def _unknown(cause: str, word: str, words: list[str]) -> ConfigError:
 
 
 def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` with ``changes``: tables are merged; `source`, `expected` and all that is no table replaced."""
-    whole = ("source", "expected")
+    """Return ``data`` with ``changes``: tables are merged; those of WHOLE and all that is no table are replaced."""
     both = {
-        key: merged(data[key], value) if isinstance(value, dict) and key not in whole else value
+        key: merged(data[key], value) if isinstance(value, dict) and key not in WHOLE else value
         for key, value in changes.items()
         if isinstance(data.get(key), dict)
     }
@@ -276,7 +281,7 @@ def expected_wheel(recipe: Recipe, target: Target) -> str:
 
 
 def expected_files(recipe: Recipe, architectures: Sequence[str]) -> tuple[str, ...]:
-    """Return the files that the wheel must hold."""
+    """Return the files that the wheel must hold; a `*` stands for anything."""
     return recipe.expected.files + (tuple(recipe.expected.device_code) if architectures else ())
 
 
@@ -308,10 +313,10 @@ def _content(origin: Origin, root: Path) -> str:
 def recipe_hash(recipe: Recipe, architectures: Sequence[str], needs: Mapping[str, str]) -> str:
     """Return the identity of a build (SHA-256, hex): recipe, its lock, source, GPU architectures, what it needs.
 
-    ``needs`` is, for each needed component, the identity of its build or the version that is fetched. Reasons and
-    links, memory and disk do not count: they change no byte.
+    ``needs`` is, for each needed component, the identity of its build or the version that is fetched. What the recipe
+    says of machines and of the result does not count, nor do reasons and links: they change no byte.
     """
-    told = {"memory_per_job", "disk", "patches", "variant"}
+    told = {"variant", "memory_per_job", "disk", "threads_per_job", "patches", "toolchain", "expected", "requires_dist"}
     lock = recipe.lock.read_text(encoding="utf-8") if recipe.lock.is_file() else ""
     parts = [
         json.dumps(recipe.model_dump(mode="json", exclude=told), sort_keys=True),

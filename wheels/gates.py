@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import struct
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ def metadata_of(wheel: Path) -> bytes:
 
 
 def require_files(wheel: Path, names: tuple[str, ...]) -> None:
-    """Refuse a wheel that is no intact zip or lacks a file that its recipe promises."""
+    """Refuse a wheel that is no intact zip or lacks a file that its recipe promises (names may hold `*`)."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             broken = archive.testzip()
@@ -35,7 +36,7 @@ def require_files(wheel: Path, names: tuple[str, ...]) -> None:
         raise BuildFailed(f"{wheel.name} is not an intact zip file: {error}", next_move="build it again") from error
     if broken:
         raise BuildFailed(f"{wheel.name}: {broken} in it is damaged", next_move="build it again")
-    missing = [name for name in names if name not in present]
+    missing = [name for name in names if not fnmatch.filter(present, name)]
     if missing:
         raise BuildFailed(
             f"{wheel.name} lacks {', '.join(missing)}", next_move="read the build's lines: a part was left out silently"

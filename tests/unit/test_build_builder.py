@@ -145,7 +145,12 @@ def test_a_changed_recipe_is_built_anew_and_nothing_is_fetched(world: World) -> 
 
 @pytest.mark.parametrize(
     ("key", "again"),
-    [('memory_per_job = "9 GiB"', False), ('disk = "1 GiB"', False), ("threads_per_job = 2", True)],
+    [
+        ('memory_per_job = "9 GiB"', False),
+        ('disk = "1 GiB"', False),
+        ("threads_per_job = 2", False),
+        ('build_options = ["-v"]', True),
+    ],
 )
 def test_what_changes_no_byte_builds_nothing_anew(world: World, key: str, again: bool) -> None:  # noqa: FBT001
     have = world.all_built()
@@ -304,6 +309,7 @@ class TestOnANode:
     def test_it_is_sent_built_and_brought_here(self, world: World) -> None:
         plan = plan_wheels(world.on_node(), None)
         assert self.steps(plan) == [
+            "make /opt/sparkstack",
             f"make /opt/sparkstack/build/{self.name(world)}",
             "send source and build requirements",
             "build small_thing-1.0-py3-none-any.whl",
