@@ -22,14 +22,17 @@ from build.locktext import (
     recipe_header,
     recipes_of,
     stack_header,
+    toolkit_header,
     wanted_by_fallback,
     wanted_by_recipe,
     wanted_by_stack,
+    wanted_by_toolkit,
 )
 from build.recipe import load_recipe
 from build.references import problems as moved
 from build.request import identities
 from build.resolver import resolve
+from build.toolkit import toolkit_lists
 from core.command import Options, answer, answer_json, show_plan
 from core.config import ROOT, Index, Stack, shown
 from core.errors import BuildFailed
@@ -105,8 +108,11 @@ def make_locks(stack: Stack, report: Report, *, offline: bool = False) -> Locks:
     for name in recipes:
         report(f"resolve the build requirements of {name}")
         files += _tried(partial(_recipe_file, name, offline=offline), problems)
-    report(f"resolve {stack.name}: {len(stack.components)} components")
     changed = any(file.changed for file in files)
+    for source in toolkit_lists(stack.cuda):
+        report(f"resolve {shown(source)}")
+        files += _tried(partial(_toolkit_file, source, offline=offline), problems)
+    report(f"resolve {stack.name}: {len(stack.components)} components")
     files += _tried(partial(_stack_file, stack, offline=offline, identify=not changed), problems)
     for index in stack.indexes:
         if index.fallback_lock and files and files[-1].path == ROOT / stack.lock:
@@ -144,6 +150,11 @@ def _file(path: Path, text: str) -> LockFile:
 def _recipe_file(name: str, *, offline: bool) -> LockFile:
     wanted = wanted_by_recipe(name)
     return _file(load_recipe(name).lock, recipe_header(wanted) + resolve(wanted, offline=offline))
+
+
+def _toolkit_file(source: Path, *, offline: bool) -> LockFile:
+    wanted = wanted_by_toolkit(source)
+    return _file(source.with_suffix(".lock"), toolkit_header(wanted) + resolve(wanted, offline=offline))
 
 
 def _stack_file(stack: Stack, *, offline: bool, identify: bool) -> LockFile:

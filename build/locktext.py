@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -14,7 +15,7 @@ from packaging.version import Version
 from build.metadata import Stub, stubs_of
 from build.recipe import RECIPES, Recipe, load_recipe, recipe_names, variant_names
 from build.resolver import Wanted, flags
-from core.config import Component, Index, Stack
+from core.config import Component, Index, Stack, shown
 from core.errors import BuildFailed
 from wheels.lock import entries
 
@@ -81,6 +82,17 @@ def wanted_by_fallback(stack: Stack, index: Index, lock: str) -> Wanted:
         without=tuple(sorted({*stack.without, *held} - own)),
         exclude_newer=_end_of(stack.exclude_newer) if stack.exclude_newer else None,
     )
+
+
+def wanted_by_toolkit(source: Path) -> Wanted:
+    """Return what a list of build/toolkits asks for: exactly those wheels, for every machine."""
+    wheels = tuple(entries(source.read_text(encoding="utf-8")))
+    return Wanted(label=shown(source), requirements=wheels, python=PYTHON, alone=True)
+
+
+def toolkit_header(wanted: Wanted) -> str:
+    """Return what stands above the lock of a CUDA toolkit."""
+    return f"# The wheels of {wanted.label}: x86_64 and aarch64.\n#\n{_made_by(wanted, 'invoke build.lock')}"
 
 
 def recipe_header(wanted: Wanted) -> str:

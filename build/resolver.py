@@ -33,6 +33,8 @@ class Wanted:
     """As uv names it; without it for all platforms."""
     exclude_newer: str | None = None
     """The moment (RFC 3339) before which files of the index count."""
+    alone: bool = False
+    """The requirements are the whole set: what they require themselves is left out."""
 
 
 def resolve(wanted: Wanted, *, offline: bool = False) -> str:
@@ -62,6 +64,7 @@ def flags(wanted: Wanted) -> tuple[str, ...]:
     return (
         *("--no-config", "--quiet", *where, "--python-version", wanted.python),
         *(("--exclude-newer", wanted.exclude_newer) if wanted.exclude_newer else ()),
+        *(("--no-deps",) if wanted.alone else ()),
         *("--generate-hashes", "--only-binary", ":all:", "--no-header", "--find-links", "stubs"),
         *(word for stub in wanted.stubs for word in ("--no-emit-package", stub.name)),
         *("--excludes", "excludes", "--override", "overrides", "wanted"),

@@ -59,7 +59,7 @@ class Wish:
         "on": "node that compiles what is built from source; the build there outlives this command",
         "target": "architecture to compile for on this host (aarch64), instead of a cluster's; no node is asked",
         "verify": "build everything twice and compare; the level reached stands in the manifest",
-        "development": "use ccache where the machine has it; such wheels are refused by a release",
+        "development": "use ccache where the machine has it; what is made of such wheels is marked -dev",
         "toolkit": "take the CUDA toolkit from wheels, by hash, instead of this machine's",
         "jobs": "compilers at once, instead of what memory and cores allow",
         "index": "DISTRIBUTION=URL: another index for a distribution that has its own",

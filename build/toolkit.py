@@ -77,13 +77,9 @@ def known_releases() -> list[str]:
     return sorted(name for name in names if not name.endswith("-libraries"))
 
 
-def lock_command(source: Path) -> tuple[str, ...]:
-    """Return the command that writes a lock (beside its list NAME.in) with the hashes for every machine."""
-    flags = ("--no-deps", "--generate-hashes", "--custom-compile-command", "invoke build.lock", "--quiet")
-    index = ("--python-version", "3.11", "--default-index", "https://pypi.org/simple")
-    own, lock = (str(path.relative_to(ROOT)) for path in (source, source.with_suffix(".lock")))
-    uv = str(Path(sys.prefix) / "bin/uv")
-    return (uv, "--no-config", "pip", "compile", *flags, *index, own, "--output-file", lock)
+def toolkit_lists(release: str | None) -> tuple[Path, ...]:
+    """Return the lists NAME.in that the locks of a release are made from; none for a release that has none."""
+    return tuple(sorted(LOCKS.glob(f"cuda-{release}*.in"))) if release else ()
 
 
 def toolkit_folder(toolkit: Toolkit, work: Path = WORK) -> Path:

@@ -161,6 +161,8 @@ def _run_node(stage: str, steps: tuple[Step, ...], row: Row, context: Context, s
         if signals.failed.is_set():
             return
         row.begin(step.title)
+        if isinstance(step, Job):
+            row.say(step.reason)
         began = monotonic()
         try:
             on_line = partial(_take_line, context.journal, row, step)

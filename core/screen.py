@@ -54,6 +54,10 @@ class Row:
         self._began = self._spoke = monotonic()
         self._progress.reset(self._task, description=f"{self._node}  {title}")
 
+    def say(self, text: str) -> None:
+        """Leave a lasting line about the step that begins."""
+        self._screen.line(f"  {self._node}: {self._title}: {text}", style="dim")
+
     def now(self, line: str) -> None:
         """Show the newest line of output behind the title."""
         text = f"{self._node}  {self._title}: {line.strip()}"

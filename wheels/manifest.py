@@ -59,8 +59,9 @@ class Manifest(Model):
 
     @property
     def release(self) -> str:
-        """The release's id on a node: stack and identity of the set."""
-        return f"{self.stack}-{self.target.tag}-{self.lock_sha256[:10]}"
+        """The release's id on a node: stack and identity of the set; `-dev` marks one with development builds in it."""
+        mark = "-dev" if any(wheel.development for wheel in self.wheels) else ""
+        return f"{self.stack}-{self.target.tag}-{self.lock_sha256[:10]}{mark}"
 
     @property
     def size(self) -> int:

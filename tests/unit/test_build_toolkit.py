@@ -17,8 +17,8 @@ from build.toolkit import (
     assemble,
     is_whole,
     known_releases,
-    lock_command,
     toolkit_folder,
+    toolkit_lists,
     toolkit_steps,
 )
 from core.errors import BuildFailed, ConfigError
@@ -182,6 +182,6 @@ def test_the_locks_hold_what_their_lists_name_for_both_machines(name: str) -> No
     assert all(len(item.hashes) >= 2 for item in locked)
 
 
-def test_a_lock_is_written_beside_its_list() -> None:
-    argv = lock_command(LOCKS / "cuda-13.0.in")
-    assert argv[-3:] == ("build/toolkits/cuda-13.0.in", "--output-file", "build/toolkits/cuda-13.0.lock")
+def test_a_release_has_its_lists_and_another_has_none() -> None:
+    assert [path.name for path in toolkit_lists("13.0")] == ["cuda-13.0-libraries.in", "cuda-13.0.in"]
+    assert toolkit_lists("12.4") == toolkit_lists(None) == ()

@@ -140,3 +140,9 @@ class TestTarget:
 
     def test_it_is_read_back_from_json(self) -> None:
         assert Target.model_validate_json(SPARK.model_dump_json()) == SPARK
+
+
+def test_what_holds_a_development_build_says_so_in_its_name():
+    plain = manifest(wheel("torch"))
+    marked = manifest(wheel("torch").model_copy(update={"development": True}))
+    assert marked.release == f"{plain.release}-dev"
