@@ -36,7 +36,7 @@ def plan_bundle(build: Build) -> Plan:
 def _gather(build: Build) -> Iterator[Step]:
     for recipe in build.recipes.values():
         yield from gather_steps(build, recipe)
-    yield from requirement_steps(build.index.all, build.target, build.stack.name)
+    yield from requirement_steps(build.index.all, build.target, f"wheels of {build.stack.name}")
 
 
 def _write(build: Build, report: Report) -> None:

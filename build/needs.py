@@ -27,22 +27,27 @@ def needed_wheels(names: Iterable[str], place: Path, target: Target) -> tuple[Pa
     if missing:
         raise BuildFailed(f"the wheel of {', '.join(missing)} is not there", next_move="run the same command again")
     found: dict[str, Path] = {}
-    waiting: list[str] = list(direct)
+    seen: set[tuple[str, str]] = set()
+    waiting: list[tuple[str, str]] = [(name, "") for name in direct]
     while waiting:
-        name = waiting.pop()
-        if name in there and name not in found:
+        name, extra = waiting.pop()
+        if name in there and (name, extra) not in seen:
+            seen.add((name, extra))
             found[name] = there[name]
-            waiting += requirements_of(there[name], target)
+            waiting += requirements_of(there[name], extra, target)
     return tuple(found.values())
 
 
-def requirements_of(wheel: Path, target: Target) -> Iterator[str]:
-    """Return the names that a wheel requires on a target, without extras."""
-    environment = dict(marker_environment(target))
+def requirements_of(wheel: Path, extra: str, target: Target) -> Iterator[tuple[str, str]]:
+    """Return what a wheel with an extra (empty: without one) requires on a target: names, each with "" and its extras.
+
+    torch asks for CUDA's libraries so: cuda-toolkit[cublas,cufft].
+    """
+    environment = {**marker_environment(target), "extra": extra}
     for line in BytesParser().parsebytes(metadata_of(wheel)).get_all("Requires-Dist", []):
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(environment):
-            yield canonicalize_name(requirement.name)
+            yield from ((canonicalize_name(requirement.name), wanted) for wanted in ("", *sorted(requirement.extras)))
 
 
 def distribution_of(wheel: Path) -> str:

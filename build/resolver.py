@@ -82,6 +82,12 @@ def _words(text: str) -> str:
 
 
 def _refused(wanted: Wanted, code: int, words: str) -> BuildFailed:
+    if "network was disabled" in words:
+        return BuildFailed(
+            f"what uv has kept is not enough to resolve {wanted.label}",
+            next_move="run it again without --offline",
+            evidence=words,
+        )
     if code == NO_SOLUTION and "No solution found" in words:
         return BuildFailed(
             f"the requirements of {wanted.label} do not fit each other",

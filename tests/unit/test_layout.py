@@ -16,7 +16,7 @@ import pytest
 from core.process import run
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = {"core": 0, "wheels": 1, "lab": 1, "build": 2, "deploy": 2, "serve": 3, "tasks": 4}
+FLOORS = {"core": 0, "wheels": 1, "lab": 1, "build": 2, "deploy": 2, "serve": 3, "tasks": 4, "benchmarks": 5}
 ROOMS = [room for room in FLOORS if room != "tasks"]
 RUN_ON_NODES = {"lab/train.py", "build/runner.py"}
 """Plain scripts that run elsewhere: inside a release, with what the stack brings, or where a wheel is built."""

@@ -1,0 +1,1 @@
+"""Measurements of the suite against what people use without it; each module is a program."""
