@@ -11,7 +11,7 @@ setup:  ## Debian packages and .venv, all that the commands need
 	@$(PYTHON) -m core.bootstrap build
 
 ready-for-machines:  # the question mark: without root and sudo go on, tests on the machines then say why they are skipped
-	@$(PYTHON) -m core.bootstrap build 'lab?' 'cross?'
+	@$(PYTHON) -m core.bootstrap build 'lab?' 'cross?' 'tests?'
 
 demo:  ## two local machines, three commands, one answer
 	@$(PYTHON) -m core.bootstrap build lab

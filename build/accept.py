@@ -6,12 +6,14 @@ import fnmatch
 import json
 import shutil
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.parser import BytesParser
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, canonicalize_version
 
 from build.diagnosis import skipped_architectures
 from build.emulate import import_wheel
@@ -19,7 +21,9 @@ from build.job import FIXED
 from build.recipe import Recipe, expected_code, expected_files
 from build.records import record
 from build.reproduce import Verdict, compare
+from build.store import full_disk_is_said
 from build.times import keep_seconds
+from core.apply import NOTE
 from core.config import Stack
 from core.errors import BuildFailed
 from core.plan import Report
@@ -67,16 +71,27 @@ def accept(made: Made, place: Path, report: Report) -> None:
     require_no_build_paths(made)
     try_import(made, report)
     notes = skipped_architectures(made.log.read_text(encoding="utf-8").splitlines()) if made.log.is_file() else []
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.move(made.path, place / made.wheel)
+    _move(made.path, place)
     described = describe(place / made.wheel, "source", made.identity)
     own = {"tree": made.tree, "development": made.development, "notes": tuple(notes)}
     record(place, described.model_copy(update=own))
     keep_seconds(made.site, made.recipe.title, result["seconds"]["all"])
     for note in notes:
-        report(f"{made.wheel}: {note}")
+        report(f"{NOTE}{note}")
     report(f"{made.wheel} is as the recipe says ({result['seconds']['all']:.0f} s)")
     shutil.rmtree(made.folder)
+
+
+def _move(wheel: Path, place: Path) -> None:
+    """Bring a wheel into a folder, which may be on another disk: under its name it is whole or not there."""
+    part = place / f".{wheel.name}.part"
+    with full_disk_is_said(place):
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.move(wheel, part)
+            part.replace(place / wheel.name)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def result_of(made: Made) -> dict[str, Any]:
@@ -100,10 +115,16 @@ def _unfinished(made: Made, why: str) -> BuildFailed:
 
 
 def require_metadata(made: Made) -> None:
-    """Refuse a wheel whose run-time requirements are not those that the stack was resolved with."""
+    """Refuse a wheel that is another distribution than its name says, or requires others than the recipe says."""
     metadata = BytesParser().parsebytes(metadata_of(made.path))
-    found = {_requirement(line) for line in metadata.get_all("Requires-Dist", [])}
-    told = {_requirement(line) for line in made.recipe.requires_dist}
+    own = _pinned(metadata.get("Name", ""), metadata.get("Version", ""))
+    if own != _pinned(made.recipe.distribution, made.recipe.version):
+        raise BuildFailed(
+            f"{made.wheel} says of itself that it is {own}",
+            next_move=f"correct distribution and version in build/recipes/{made.recipe.name}.toml",
+        )
+    found = _without_extras(metadata.get_all("Requires-Dist", []))
+    told = _without_extras(made.recipe.requires_dist)
     if found != told:
         only = [f"only in the wheel: {line}" for line in sorted(found - told)]
         lacks = [f"only in the recipe: {line}" for line in sorted(told - found)]
@@ -114,8 +135,14 @@ def require_metadata(made: Made) -> None:
         )
 
 
-def _requirement(line: str) -> str:
-    return str(Requirement(line))
+def _pinned(name: str, version: str) -> str:
+    return f"{canonicalize_name(name)}=={canonicalize_version(version, strip_trailing_zero=False)}"
+
+
+def _without_extras(lines: Iterable[str]) -> set[str]:
+    """Return the requirements in one spelling; those of extras are left out, for no stack takes one."""
+    requirements = (Requirement(line) for line in lines)
+    return {str(one) for one in requirements if one.marker is None or "extra ==" not in str(one.marker)}
 
 
 def require_device_code(made: Made) -> None:
@@ -163,5 +190,6 @@ def verify(first: Wheel, again: Made, place: Path, report: Report) -> None:
     result_of(again)
     verdict: Verdict = compare(place / first.filename, again.path)
     record(place, first.model_copy(update={"level": verdict.level, "differs": verdict.differs}))
-    report(f"{first.filename}: {LEVELS[verdict.level]}{f' ({verdict.differs})' if verdict.differs else ''}")
+    what = f" ({verdict.differs})" if verdict.differs else ""
+    report(f"{NOTE}{LEVELS[verdict.level]}{what}")
     shutil.rmtree(again.folder)

@@ -28,25 +28,30 @@ from wheels.manifest import sha256_of
 FIXED = PurePosixPath("/srv/sparkstack")
 """Where every job believes to be."""
 CUDA = FIXED / "cuda"
+CCACHE = FIXED / "ccache"
 CACHES = ("/usr/bin/ccache", "/usr/bin/sccache", "/usr/local/bin/ccache", "/usr/local/bin/sccache")
 """Compiler caches, hidden from a build for a release: vLLM's and PyTorch's builds take one without being asked."""
 
 # In namespaces of its own: job and toolkit to their fixed paths, caches out of sight. /srv is there on every Linux
 # (FHS), and the empty file system over it lets also a user without root make a folder in it. The job is moved there
-# from /mnt, because it may lie below /srv itself.
+# from /mnt, because it may lie below /srv itself. The shell stays as the namespace's first process: the kernel gives
+# that one no SIGTERM, and the runner is to take it. A user without root may write neither the host's name
+# below /proc nor mount's table.
 _ENTER = """
 set -e
-job=$1 cuda=$2 name=$3 caches=$4; shift 4
+job=$1 cuda=$2 name=$3 cache=$4 hidden=$5; shift 5
 mount --make-rprivate /
-echo "$name" > /proc/sys/kernel/hostname
-for cache in $caches; do if [ -e "$cache" ]; then mount --bind /dev/null "$cache"; fi; done
+hostname "$name"
+for each in $hidden; do if [ -f "$each" ]; then mount --bind /dev/null "$each"; fi; done
 if [ -n "$cuda" ]; then mkdir -p "$job/cuda"; mount --bind "$cuda" "$job/cuda"; fi
+if [ -n "$cache" ]; then mkdir -p "$cache" "$job/ccache"; mount --bind "$cache" "$job/ccache"; fi
 mount --rbind "$job" /mnt
 mount -t tmpfs -o mode=755 tmpfs /srv
 mkdir /srv/sparkstack
-mount --move /mnt /srv/sparkstack
+mount --no-mtab --move /mnt /srv/sparkstack
 cd /srv/sparkstack
-exec "$@"
+"$@"
+exit
 """
 
 
@@ -147,15 +152,22 @@ def runner_argv(python: str) -> tuple[str, ...]:
     return (python, "-E", "-s", str(FIXED / "in" / "runner.py"), str(FIXED))
 
 
-def entered(job: Path, python: str, *, cuda: str = "", name: str = "sparkstack", hide: bool = True) -> tuple[str, ...]:
-    """Return the argv that runs a job in namespaces of its own on this host; without root in a user namespace too."""
+def entered(job: Path, python: str, *, cuda: str = "", name: str = "sparkstack", cache: str = "") -> tuple[str, ...]:
+    """Return the argv that runs a job in namespaces of its own on this host; without root in a user namespace too.
+
+    ``cache`` is the folder of the compiler cache, which outlives the job; without it caches are hidden.
+
+    With us ends `unshare`, with that the first process of the namespace, and with that one all others: no compiler
+    goes on when we are killed.
+    """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    caches = " ".join(CACHES) if hide else ""
-    shell = ("sh", "-c", _ENTER, "sh", str(job), cuda, name, caches)
-    return ("unshare", *user, "--mount", "--net", "--uts", "--", *shell, *runner_argv(python))
+    hidden = "" if cache else " ".join(CACHES)
+    shell = ("sh", "-c", _ENTER, "sh", str(job), cuda, name, cache, hidden)
+    with_us = ("setpriv", "--pdeathsig=KILL", "unshare", "--fork", "--kill-child")
+    return (*with_us, *user, "--mount", "--net", "--uts", "--pid", "--mount-proc", "--", *shell, *runner_argv(python))
 
 
-def unit_properties(job: PurePosixPath, *, memory: int, cuda: str = "", hide: bool = True) -> tuple[str, ...]:
+def unit_properties(job: PurePosixPath, *, memory: int, cuda: str = "", cache: str = "") -> tuple[str, ...]:
     """Return the properties of the unit that gives a job the same surroundings on a node; ``memory`` in bytes.
 
     By systemd, not by `unshare`: Ubuntu 24.04 gives users no namespaces (apparmor_restrict_unprivileged_userns).
@@ -168,7 +180,7 @@ def unit_properties(job: PurePosixPath, *, memory: int, cuda: str = "", hide: bo
         "TemporaryFileSystem=/srv",
         f"BindPaths={job}:{FIXED}",
         *((f"BindReadOnlyPaths={cuda}:{CUDA}",) if cuda else ()),
-        *((f"InaccessiblePaths={' '.join(f'-{path}' for path in CACHES)}",) if hide else ()),
+        f"BindPaths={cache}:{CCACHE}" if cache else f"InaccessiblePaths={' '.join(f'-{path}' for path in CACHES)}",
         f"WorkingDirectory={FIXED}",
     )
 

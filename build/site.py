@@ -67,7 +67,8 @@ class Errand:
     title: str
     reason: str
     memory: int
-    hide_caches: bool = True
+    with_cache: bool = False
+    """With the site's compiler cache."""
     cuda: str = ""
     expected_seconds: float | None = None
     host_name: str = "sparkstack"
@@ -76,6 +77,11 @@ class Errand:
     def local(self) -> Path:
         """The job's folder on this host: filled here, and what comes out arrives here."""
         return WORK / "build" / self.name
+
+    @property
+    def cache(self) -> str:
+        """The folder of the compiler cache at the site, beside its jobs; empty where the build is to have none."""
+        return str(self.site.folder.parent / "ccache") if self.with_cache else ""
 
     @property
     def unit(self) -> str:
@@ -123,7 +129,8 @@ def steps(errand: Errand) -> tuple[Step, ...]:
 
 
 def _sent(errand: Errand, place: PurePosixPath) -> tuple[Step, ...]:
-    make = ("mkdir", "-p", str(place / "in"), str(place / "cuda"), str(place / "out"))
+    cache = (errand.cache, str(place / "ccache")) if errand.cache else ()
+    make = ("mkdir", "-p", str(place / "in"), str(place / "cuda"), str(place / "out"), *cache)
     root = root_steps(errand.site.cluster, errand.site.seen) if errand.site.cluster else ()
     return (
         *root,
@@ -144,7 +151,7 @@ def _job(errand: Errand) -> Job:
     watch = Watch(errand.log, errand.expected_seconds)
     place = site.folder / errand.name
     argv = (
-        entered(errand.local, own_python(), cuda=errand.cuda, name=errand.host_name, hide=errand.hide_caches)
+        entered(errand.local, own_python(), cuda=errand.cuda, name=errand.host_name, cache=errand.cache)
         if site.here
         else runner_argv("/usr/bin/python3")
     )
@@ -159,7 +166,7 @@ def _job(errand: Errand) -> Job:
         unit=None if site.here else errand.unit,
         user=site.user,
         privileged=not site.here,
-        properties=unit_properties(place, memory=errand.memory, cuda=errand.cuda, hide=errand.hide_caches),
+        properties=unit_properties(place, memory=errand.memory, cuda=errand.cuda, cache=errand.cache),
         log=str(place / "log"),
         hint=f"invoke build.stop --on {site.name}",
     )

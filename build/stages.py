@@ -11,13 +11,14 @@ from pathlib import Path, PurePosixPath
 from build import accept, site
 from build.cross import cross_environment, strip_program, toolchain_file
 from build.index import FETCH_TIMEOUT, platform_flags, requirements_file, requirements_text
-from build.job import CUDA, FIXED, Task, lay_out, missing_wheels, requirement_wheels
+from build.job import CCACHE, CUDA, FIXED, Task, lay_out, missing_wheels, requirement_wheels
 from build.needs import distribution_of, needed_wheels
 from build.recipe import Recipe, environment, expected_wheel
 from build.records import described
 from build.request import Build
 from build.site import Errand
 from build.source import assemble, assembled, verify
+from build.store import full_disk_is_said
 from build.times import expected_seconds
 from build.toolchain import Jobs, jobs
 from build.toolkit import toolkit_folder, toolkit_steps
@@ -79,7 +80,8 @@ def _build_stages(build: Build, name: str, *, again: bool = False) -> Stages:
 def gather_steps(build: Build, recipe: Recipe) -> Iterator[Step]:
     """Return what fetches everything that a build takes, as far as it is not there."""
     yield from _source_steps(recipe)
-    yield from requirement_steps(requirements_of(recipe, build.site.target), build.site.target, recipe.title)
+    locked, needed_by = requirements_of(recipe, build.site.target), f"build requirements of {recipe.title}"
+    yield from requirement_steps(locked, build.site.target, needed_by)
     if from_wheels(build, recipe):
         yield from toolkit_steps(build.toolkit_of(recipe))
 
@@ -97,7 +99,7 @@ def _errand(build: Build, name: str, *, again: bool) -> Errand:
         title=f"build {wheel}",
         reason=f"recipe {recipe.title}, {identity[:10]}{cross}; {planned.words}",
         memory=planned.memory,
-        hide_caches=not build.development,
+        with_cache=build.development,
         cuda=_cuda(build, recipe),
         expected_seconds=expected_seconds(build.site.name, recipe.title),
         host_name="again" if again else "sparkstack",
@@ -161,7 +163,7 @@ def requirements_of(recipe: Recipe, target: Target) -> tuple[Locked, ...]:
 
 
 def requirement_steps(locked: tuple[Locked, ...], target: Target, title: str) -> Iterator[Step]:
-    """Return what fetches those wheels of a lock that are not in the folder of build requirements."""
+    """Return what fetches those wheels of a lock that are not in the folder of requirements; ``title`` says whose."""
     into = requirements_folder(target)
     missing = missing_wheels(locked, into)
     if not missing:
@@ -171,7 +173,7 @@ def requirement_steps(locked: tuple[Locked, ...], target: Target, title: str) ->
     yield list_of(wanted)
     yield Run(
         node=CONTROLLER,
-        title=f"fetch {len(wanted)} build requirements of {title}",
+        title=f"fetch {len(wanted)} {title}",
         reason=f"by hash, for {target.in_words}",
         argv=(
             *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--progress-bar=off"),
@@ -220,7 +222,7 @@ def _launchers(build: Build) -> dict[str, str]:
     if not (build.development and build.site.seen.toolchain.ccache):
         return {}
     launchers = {f"CMAKE_{kind}_COMPILER_LAUNCHER": "ccache" for kind in LANGUAGES}
-    return {"CCACHE_DIR": str(FIXED / "ccache"), **launchers}
+    return {"CCACHE_DIR": str(CCACHE), **launchers}
 
 
 def _cross(build: Build) -> dict[str, str]:
@@ -246,7 +248,8 @@ def _lay_out(build: Build, name: str, errand: Errand, report: Report) -> None:
         strip=strip_program(build.site.target.architecture, build.target.architecture),
         files=(toolchain_file(build.target.architecture),) if build.cross else (),
     )
-    lay_out(errand.local, task, sources, wheels)
+    with full_disk_is_said(errand.local):
+        lay_out(errand.local, task, sources, wheels)
     report(f"{shown(errand.local)}: {len(wheels)} wheels, tree {sources.tree[:10]}")
 
 

@@ -112,7 +112,7 @@ def build_wheels(
     help={
         "stack": "whose lock and recipes; the cluster's when left out",
         "cluster": "whose stack",
-        "offline": "ask no repository whether the pinned commits are still what their tags say",
+        "offline": "ask no repository whether pins still hold, and no index: resolve from what uv has kept",
         "dry-run": "show how the locks would differ and stop",
         "json": "answer as JSON",
     }
@@ -130,6 +130,7 @@ def lock(
         "stack": "which wheels; the cluster's when left out",
         "cluster": "for whose Python and architecture",
         "on": "node that is to build without network; this host when left out and of the same architecture",
+        "target": "architecture that a host like this one is to compile for, instead of a cluster's",
         "toolkit": "with the CUDA toolkit",
         "dry-run": "show the plan and stop",
         "json": "answer as JSON",
@@ -142,14 +143,16 @@ def bundle(
     stack: str = "",
     cluster: str = "",
     on: str = "",
+    target: str = "",
     toolkit: bool = False,
     dry_run: bool = False,
     json: bool = False,
     facts: str = "",
 ) -> None:
     """Write all that builds of a stack take into one file, for a machine without network."""
-    chosen = _cluster(stack, cluster, "")
-    wish = Wish(cluster=chosen, stack=stack_of(chosen), on=on, toolkit=toolkit)
+    chosen = _cluster(stack, cluster, target)
+    wish = Wish(cluster=chosen, stack=stack_of(chosen), on=on, target=target, toolkit=toolkit)
+    _refuse(wish)
     options = Options(dry_run, json, Path(facts) if facts else None)
     nothing = make_plan("the bundle is written", ())
     converge(

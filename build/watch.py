@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from time import time
@@ -10,7 +11,7 @@ from build.diagnosis import first_error, progress, words
 from core.config import shown
 from core.errors import BuildFailed, SparkstackError
 
-BEGAN = "began at "
+BEGAN = re.compile(r"began at (\d+)")
 """What the runner says first: seconds since 1970, so that a build that is followed later has its true age."""
 
 
@@ -24,14 +25,15 @@ class Watch:
         self._log = log
         self._expected = expected
         self._began = time()
+        self._told = False
         self._step = ""
         self._first = True
 
     def __call__(self, line: str) -> str:
         """Take a line; return what to show."""
         self._keep(line)
-        if line.startswith(BEGAN):
-            self._began = float(line.removeprefix(BEGAN))
+        if not self._told and (began := BEGAN.fullmatch(line)):
+            self._told, self._began = True, float(began[1])
         found = progress(line)
         if found:
             self._step = f"[{found[0]}/{found[1]}] "

@@ -24,6 +24,9 @@ from core.process import Completed
 from core.remote import Hosts
 from core.screen import Row, Screen
 
+NOTE = "note: "
+"""What a line begins with that a step of our own reports and that is to stay on the screen."""
+
 
 class Journal:
     """One JSON line a step in .work/journal/: when, where, what, how it ended, seconds; and all output beside it."""
@@ -196,6 +199,8 @@ def _noted_unit(step: Step, signals: Signals) -> Iterator[None]:
 
 def _take_line(journal: Journal, row: Row, step: Step, line: str) -> None:
     journal.line(step.node, line)
+    if isinstance(step, Call) and line.startswith(NOTE):
+        row.say(line.removeprefix(NOTE))
     row.now(step.watch(line) if isinstance(step, Job) else line)
 
 

@@ -51,6 +51,10 @@ class _Log:
         *lines, self.rest = (self.rest + new).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
+    def last(self) -> list[str]:
+        """Return what came after the last line's end, once nothing more comes."""
+        return [self.rest.decode(errors="replace")] if self.rest else []
+
 
 def follow_job(step: Job, host: Host, on_line: Callable[[str], None], interrupted: Event) -> None:
     """Run a job to its end, or follow the one that runs. Raises what ``step.failure`` makes of a bad end.
@@ -70,6 +74,8 @@ def follow_job(step: Job, host: Host, on_line: Callable[[str], None], interrupte
 
 def _child(step: Job, host: Host, take: Callable[[str], None]) -> str:
     done = host.run(step.argv, check=False, timeout=step.timeout, on_line=take)
+    if done.code < 0:
+        return f"it was ended by signal {-done.code}"
     return f"it ended with {done.code}" if done.code else ""
 
 
@@ -84,6 +90,8 @@ def _unit(step: Job, host: Host, take: Callable[[str], None], interrupted: Event
         for line in log.take(new):
             take(line)
         if not new and seen["state"].get("ActiveState") not in ("active", "activating", "deactivating"):
+            for line in log.last():
+                take(line)
             return _how_it_ended(seen["state"])
         if monotonic() > deadline:
             return f"it did not end within {step.timeout:.0f} s and still runs"

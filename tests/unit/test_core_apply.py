@@ -20,7 +20,7 @@ from core.config import ROOT
 from core.errors import CommandFailed, Interrupted, NotBuiltYet, NotServing, SparkstackError
 from core.host import SudoPassword
 from core.local import LocalHost
-from core.plan import Call, Later, Plan, Poll, Pull, Push, Run, Step, Write, make_plan
+from core.plan import Call, Job, Later, Plan, Poll, Pull, Push, Run, Step, Write, make_plan
 from core.process import Completed
 from core.screen import Screen
 
@@ -70,6 +70,34 @@ def test_the_steps_of_a_node_run_in_order(tmp_path: Path) -> None:
     done: list[str] = []
     apply(plan([call("a", name, lambda name=name: done.append(name)) for name in "1234"]), context(tmp_path))
     assert done == ["1", "2", "3", "4"]
+
+
+def test_a_note_of_our_own_step_stays_on_the_screen_and_another_line_does_not(tmp_path: Path) -> None:
+    seen = context(tmp_path)
+    said = Call(
+        node="a", title="check", reason="", shown="", action=lambda report: (report("note: kept"), report("gone"))
+    )
+    apply(plan([said, run("a", "echo", "note: of a compiler")]), seen)
+    text = seen.screen.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "a: check: kept\n" in text
+    assert "gone" not in text
+    assert "of a compiler" not in text
+
+
+def test_a_long_step_says_what_it_goes_by_and_shows_what_its_watch_makes_of_a_line(tmp_path: Path) -> None:
+    seen, watched = context(tmp_path), []
+    job = Job(
+        node="a",
+        title="build",
+        reason="4 jobs; log: x",
+        argv=("echo", "[1/2] one"),
+        timeout=10,
+        watch=lambda line: watched.append(line) or line,
+        failure=lambda how, _: NotServing(how, next_move=""),
+    )
+    apply(plan([job]), seen)
+    assert watched == ["[1/2] one"]
+    assert "a: build: 4 jobs; log: x\n" in seen.screen.console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_nodes_work_at_once_and_the_next_stage_waits_for_all_of_them(tmp_path: Path) -> None:
