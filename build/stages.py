@@ -53,28 +53,33 @@ def is_done(build: Build, name: str, have: Wheel | None) -> bool:
 
 def stages_of(build: Build, name: str, have: Wheel | None) -> Stages:
     """Return the stages that build a component, and build it again to compare, as far as that is not done."""
+    if is_done(build, name, have):
+        return
+    recipe = build.recipes[name]
+    yield f"sources of {recipe.title}", list(gather_steps(build, recipe))
     if not is_current(build, name, have):
         yield from _build_stages(build, name)
-    if build.verify and not is_done(build, name, have):
+    if build.verify:
         yield from _build_stages(build, name, again=True)
 
 
 def _build_stages(build: Build, name: str, *, again: bool = False) -> Stages:
-    """Return the stages from a recipe to its wheel in dist/; with ``again`` to a second one that is compared."""
+    """Return the stages from a recipe's sources to its wheel in dist/; with ``again`` to a second one to compare."""
     recipe, errand = build.recipes[name], _errand(build, name, again=again)
-    yield f"sources of {recipe.title}", list(gather_steps(build, recipe))
     busy = errand.running or errand.finished
-    lay = partial(_lay_out, build, name, errand)
-    laid_out = Call(
+    yield f"lay out {recipe.title}", [] if busy else [_lay_out_step(build, name, errand)]
+    yield f"build {recipe.title}{' again' if again else ''}", list(site.steps(errand))
+    yield f"check {recipe.title}", [_check_step(build, name, errand, again=again)]
+
+
+def _lay_out_step(build: Build, name: str, errand: Errand) -> Call:
+    return Call(
         node=CONTROLLER,
         title=f"lay out {shown(errand.local)}",
         reason="source, build requirements and runner, nothing else goes into a build",
-        shown=_environment_text(build, recipe),
-        action=lay,
+        shown=_environment_text(build, build.recipes[name]),
+        action=partial(_lay_out, build, name, errand),
     )
-    yield f"lay out {recipe.title}", [] if busy else [laid_out]
-    yield f"build {recipe.title}{' again' if again else ''}", list(site.steps(errand))
-    yield f"check {recipe.title}", [_check_step(build, name, errand, again=again)]
 
 
 def gather_steps(build: Build, recipe: Recipe) -> Iterator[Step]:

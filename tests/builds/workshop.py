@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from build.job import CUDA, FIXED, entered, own_python, runner_argv
+from core.process import Completed, run
 from tests.machines.command_line import CommandLine, Ended
 
 
@@ -47,3 +50,60 @@ class Workshop:
     def jobs(self) -> list[str]:
         """Return the job folders that are there."""
         return sorted(path.name for path in (self.folder / ".work" / "build").glob("*") if path.is_dir())
+
+    def job(self, recipe: str) -> Path:
+        """Return the job folder that a failed build of a recipe has left."""
+        (path,) = (self.folder / ".work" / "build").glob(f"{recipe}-*")
+        return path
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A job folder as the build saw it: at its fixed path, without network, with its environment and this toolkit."""
+
+    job: Path
+    cuda: Path
+
+    def __call__(self, *argv: str) -> Completed:
+        """Run a program there; it must end with 0."""
+        python = own_python()
+        namespaces = entered(self.job, python, cuda=str(self.cuda))[: -len(runner_argv(python))]
+        told = json.loads((self.job / "in" / "job.json").read_text(encoding="utf-8"))["environment"]
+        places = {"PATH": f"{FIXED}/venv/bin:{CUDA}/bin:/usr/bin:/bin", "TMPDIR": f"{FIXED}/tmp"}
+        variables = (f"{key}={value}" for key, value in {**told, **places}.items())
+        return run([*namespaces, "env", "-i", *variables, *argv])
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A build that failed: how it ended, what it left, and the toolkit that it had."""
+
+    ended: Ended
+    job: Path
+    cuda: Path
+
+    @property
+    def log(self) -> str:
+        """What it said."""
+        path = self.job.parent.parent / "logs" / f"build-{self.job.name}.log"
+        return path.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A Python environment with nothing but the wheels that are put into it."""
+
+    folder: Path
+
+    @classmethod
+    def made(cls, folder: Path, *wheels: Path) -> Fresh:
+        """Make one of wheel files; nothing is downloaded, and what they require is not looked at."""
+        uv = str(Path(sys.executable).with_name("uv"))
+        run([uv, "--no-config", "venv", "--quiet", f"--python={sys.executable}", str(folder)])
+        flags = ("--quiet", "--offline", "--no-cache", "--no-deps", f"--python={folder}/bin/python")
+        run([uv, "--no-config", "pip", "install", *flags, *map(str, wheels)])
+        return cls(folder)
+
+    def python(self, code: str) -> str:
+        """Run Python code in it and return what it printed; nothing of the caller's settings counts."""
+        return run([str(self.folder / "bin" / "python"), "-I", "-c", code], cwd=self.folder).out.strip()
