@@ -192,6 +192,7 @@ def test_a_disk_that_is_too_small_for_the_sources_is_told_as_such(shop: Workshop
     assert nothing_made(shop)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="this host has no ccache")
 def test_a_development_build_takes_from_ccache_and_one_for_a_release_does_not(shop: Workshop) -> None:
     shop.invoke.works(*BUILD, "--development")

@@ -163,6 +163,7 @@ def test_a_machine_without_a_compiler_is_refused_before_anything_is_sent(lab: La
     assert lab.output(A, LEFT) == ""
 
 
+@pytest.mark.long
 def test_two_sites_give_the_same_bytes(lab: Lab, slow: CommandLine, tmp_path: Path) -> None:
     """On the node as a unit, here in namespaces: the same wheel, as far as both have the same compiler."""
     if lab.output(A, "g++ -dumpfullversion") != _own_compiler():
