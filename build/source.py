@@ -22,7 +22,6 @@ from build.store import fetched, full_disk_is_said, held, plain_name, public
 from build.submodules import gather, write
 from build.tree import copy_tree, remove_tree, settle, tree_hash
 from core.config import ROOT, WORK, Model, shown
-from core.errors import BuildFailed
 from core.plan import Report
 
 LAYOUT = 1
@@ -100,16 +99,6 @@ def place_of(recipe: Recipe, *, root: Path = ROOT, work: Path = WORK) -> Path:
     shape = [recipe.source.git_head, *(origin.submodules for _, origin in _origins(recipe))]
     key = hashlib.sha256(json.dumps([LAYOUT, source_hash(recipe, root), shape]).encode()).hexdigest()
     return work / "sources" / key[:32]
-
-
-def verify(sources: Sources) -> None:
-    """Hash the trees again. Raises BuildFailed when one is not what it was; the next assemble() makes it anew."""
-    problem = changed(sources)
-    if problem is not None:
-        raise BuildFailed(
-            f"{problem}: something wrote into them",
-            next_move="run the same command again: the sources are made anew",
-        )
 
 
 def changed(sources: Sources) -> str | None:

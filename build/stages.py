@@ -17,7 +17,7 @@ from build.recipe import Recipe, environment, expected_wheel
 from build.records import described
 from build.request import Build
 from build.site import Errand
-from build.source import assemble, assembled, verify
+from build.source import assemble, assembled
 from build.store import full_disk_is_said
 from build.times import expected_seconds
 from build.toolchain import Jobs, jobs
@@ -144,10 +144,8 @@ def _source_steps(recipe: Recipe) -> Iterator[Step]:
 
 
 def _sources(recipe: Recipe) -> Iterator[str]:
-    for origin, purpose in [
-        (recipe.source, ""),
-        *((other, f", for {other.variable}") for other in recipe.dependencies),
-    ]:
+    others = ((other, f", for {other.variable}") for other in recipe.dependencies)
+    for origin, purpose in [(recipe.source, ""), *others]:
         if origin.repository:
             submodules = " with submodules" if origin.submodules else ""
             yield f"git fetch {origin.repository} {origin.commit}{submodules}{purpose}"
@@ -240,8 +238,7 @@ def _environment_text(build: Build, recipe: Recipe) -> str:
 
 def _lay_out(build: Build, name: str, errand: Errand, report: Report) -> None:
     recipe = build.recipes[name]
-    sources = assemble(recipe, report)
-    verify(sources)
+    sources = assemble(recipe, report)  # hashes again what is there
     needed = needed_wheels(recipe.needs, build.place, build.site.target)
     taken = {distribution_of(path) for path in needed}
     own = requirement_wheels(requirements_of(recipe, build.site.target), requirements_folder(build.site.target))

@@ -16,7 +16,7 @@ import pytest
 
 import build.recipe
 from build.recipe import Recipe
-from build.source import TIME, assemble, assembled, place_of, verify
+from build.source import TIME, assemble, assembled, changed, place_of
 from build.tree import copy_tree, remove_tree, settle, tree_hash
 from core.errors import BuildFailed
 from core.process import run
@@ -200,7 +200,7 @@ class TestWhatGoesWrong:
         assert world.assembled(recipe) is None
         left = [path.name for path in (world.work / "sources").iterdir() if path.is_dir()]
         assert left == [f"{place_of(recipe, root=world.root, work=world.work).name}.new"]
-        verify(world.assemble(recipe))
+        assert changed(world.assemble(recipe)) is None
         assert [path.suffix for path in (world.work / "sources").iterdir() if path.is_dir()] == [""]
 
     @pytest.mark.parametrize("text", ["", "{", "{}", '{"tree": 1}'])
@@ -215,12 +215,10 @@ class TestWhatGoesWrong:
         recipe = world.recipe(dependencies=[dependency])
         for place in ("source/file", "deps/DEP_SRC_DIR/dep.h"):
             sources = world.assemble(recipe)
-            verify(sources)
+            assert changed(sources) is None
             (sources.folder / place).write_text("changed")
-            with pytest.raises(BuildFailed, match=f"{place.rpartition('/')[0]} has changed: something wrote") as caught:
-                verify(sources)
-            assert "made anew" in caught.value.next_move
-            verify(world.assemble(recipe))
+            assert f"{place.rpartition('/')[0]} has changed" in str(changed(sources))
+            assert changed(world.assemble(recipe)) is None
             assert any("the sources are made anew" in line for line in world.lines)
 
     def test_a_corrupt_archive_is_refused_and_the_next_run_goes_on(self, world: World) -> None:
