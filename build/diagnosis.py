@@ -53,7 +53,10 @@ _PROJECT = re.compile(r"for '(?P<name>[^']+?)(-populate)?'$|Cloning into '(?:.*/
 _ADDRESS = re.compile(r"(?:https?|git|ssh)://[^\s'\",;)]+|git@[^\s'\"]+")
 _PIP_PAGE = re.compile(r": /simple/(?P<name>[\w.-]+)/")
 _PROGRESS = re.compile(r"^\s*\[(?:(?P<done>\d+)/(?P<all>\d+)|\s{0,2}(?P<percent>\d{1,3})%)\]")
-_SKIPPED = re.compile(r"Not building .{1,100}? (?:as|because|since) no compatible archs?\b.*")
+_SKIPPED = re.compile(
+    r"Not building .{1,100}? (?:as|because|since) no compatible archs?\b.*"
+    r"|\w[\w-]{0,60} will not compile: unsupported CUDA architecture.*"
+)
 
 
 def first_error(lines: Iterable[str]) -> str:

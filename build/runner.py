@@ -135,14 +135,15 @@ def libraries(folder: Path) -> Iterator[Path]:
 
 
 def write_result(job: Path, told: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-    """Say what was made, of what, in how long; peak memory in bytes."""
+    """Say what was made, of what, in how long; peak memory in bytes, of the whole build or of its largest process."""
+    whole, peak = peak_memory()
     wheel = job / "out" / told["wheel"]
     result = {
         "wheel": wheel.name,
         "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
         "size": wheel.stat().st_size,
         "seconds": seconds,
-        "peak_memory": peak_memory(),
+        "peak_memory": {"bytes": peak, "of": "build" if whole else "largest process"},
         "machine": platform.machine(),
         "python": platform.python_version(),
         "tools": {name: version([name, "--version"], told["environment"], job) for name in ("gcc", "nvcc", "ld")},
@@ -152,15 +153,15 @@ def write_result(job: Path, told: Mapping[str, Any], seconds: Mapping[str, float
     fresh.replace(job / "out" / "result.json")
 
 
-def peak_memory() -> int:
-    """Return the most memory in bytes that the build held: of its control group, else of its largest process."""
+def peak_memory() -> tuple[bool, int]:
+    """Return whether this is of the whole build (its control group), and the most memory in bytes that it held."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("0::", 1)[1].splitlines()[0]
         if own != "/":
-            return int(Path(f"/sys/fs/cgroup{own}/memory.peak").read_text(encoding="utf-8"))
+            return True, int(Path(f"/sys/fs/cgroup{own}/memory.peak").read_text(encoding="utf-8"))
     except (OSError, IndexError, ValueError):
         pass  # an older kernel, or control groups of version 1
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return False, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 def version(argv: Sequence[str], environment: Mapping[str, str], job: Path) -> str:

@@ -94,6 +94,12 @@ def test_what_cmake_left_out_is_told_once_each():
     ]
 
 
+def test_what_a_dependency_of_vllm_says_of_itself_counts_too():
+    """Seen in the configuration of vLLM 0.21.0 for 12.1."""
+    line = "-- FlashMLA will not compile: unsupported CUDA architecture 12.0"
+    assert skipped_architectures([line, line]) == ["FlashMLA will not compile: unsupported CUDA architecture 12.0"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
