@@ -37,7 +37,7 @@ class Watch:
         found = progress(line)
         if found:
             self._step = f"[{found[0]}/{found[1]}] "
-        return f"{self._step}{self._clock(found)} {line.strip()}"
+        return f"{self._step}{self._clock()} {line.strip()}"
 
     def _keep(self, line: str) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Watch:
             file.write(line + "\n")
         self._first = False
 
-    def _clock(self, _: tuple[int, int] | None) -> str:
+    def _clock(self) -> str:
         elapsed = max(0.0, time() - self._began)
         if self._expected is None:
             return words(elapsed)
