@@ -8,7 +8,6 @@ architecture in dpkg is needed. Emulated code runs about ten times slower: this 
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 import tempfile
 import zipfile
@@ -55,11 +54,6 @@ class Root:
 def emulator(machine: str) -> str | None:
     """Return the program that runs the machine's code on this host; None where there is none."""
     return shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
-
-
-def can_import(machine: str) -> bool:
-    """Say whether this host can try wheels for the machine: it is one itself, or has its emulator."""
-    return machine == platform.machine() or (machine in ARCHITECTURES and emulator(machine) is not None)
 
 
 def root_folder(wanted: Distribution, work: Path = WORK) -> Path:
