@@ -6,6 +6,7 @@ without the executable bit, and links that stay within the tree.
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import shutil
@@ -81,10 +82,18 @@ def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
             for member in members:
                 tree.add(member)
     except _UNREADABLE as error:
-        raise BuildFailed(
-            f"{archive.name} cannot be unpacked: {error or type(error).__name__}",
-            next_move="it is a damaged archive, or of a kind that is not read: .tar.gz, .tar.bz2, .tar.xz, .zip are",
-        ) from error
+        raise _unreadable(archive, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # zipfile seeks to where a damaged entry points, be it before the beginning
+            raise
+        raise _unreadable(archive, error) from error
+
+
+def _unreadable(archive: Path, error: Exception) -> BuildFailed:
+    return BuildFailed(
+        f"{archive.name} cannot be unpacked: {error or type(error).__name__}",
+        next_move="it is a damaged archive, or of a kind that is not read: .tar.gz, .tar.bz2, .tar.xz, .zip are",
+    )
 
 
 def _top(folder: Path) -> Path:
