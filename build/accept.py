@@ -21,12 +21,12 @@ from build.job import FIXED
 from build.recipe import Recipe, expected_code, expected_files
 from build.records import record
 from build.reproduce import Verdict, compare
-from build.store import full_disk_is_said
 from build.times import keep_seconds
 from core.apply import NOTE
 from core.config import Stack
 from core.errors import BuildFailed
 from core.plan import Report
+from core.store import full_disk_is_said
 from wheels.elf import elf_member, read_elf
 from wheels.fatbin import device_code_of_wheel
 from wheels.gates import metadata_of, require_files

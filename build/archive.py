@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from build.store import full_disk_is_said
 from build.tree import remove_tree
 from core.errors import BuildFailed
 from core.plan import megabytes
+from core.store import full_disk_is_said
 
 Kind = Literal["file", "folder", "link", "hard link"]
 

@@ -22,12 +22,12 @@ from build.git import Mirror
 from build.packs import add_pack, pack
 from build.recipe import Origin, Recipe
 from build.source import TIME, origin_file
-from build.store import digest, full_disk_is_said, held, intact, settled
 from build.submodules import gather
 from build.tree import remove_tree
 from core.config import WORK, Model, shown
 from core.errors import BuildFailed, UsageError
 from core.plan import Report, megabytes
+from core.store import digest, full_disk_is_said, held, intact, settled
 
 INDEX = "index.json"
 LARGEST_INDEX = 64 * 1024**2

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from build.store import full_disk_is_said, held
 from core.config import WORK, shown
 from core.errors import BuildFailed, CommandFailed, HostNotReady
 from core.plan import Report
 from core.process import Completed, follow, run
+from core.store import full_disk_is_said, held
 from lab.base import KEYRINGS, Distribution, Mirror, choose_mirror, host_distribution, host_mirror
 
 ARCHITECTURES = {"aarch64": "arm64"}

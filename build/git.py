@@ -16,12 +16,12 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from build.gitcommand import LOCAL, NETWORK, git, program
-from build.store import Slowly, full_disk, held, public
 from build.tree import remove_tree
 from core.config import WORK, shown
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import Completed, follow
+from core.store import Slowly, full_disk, held, public
 
 SCHEMES = frozenset({"https", "ssh", "git"})
 """Of repositories and submodules; `file` where the recipe's own repository is one."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from build.git import Mirror, is_whole, pin_of, prepare
-from build.store import full_disk
 from core.config import shown
 from core.errors import BuildFailed
 from core.plan import Report
+from core.store import full_disk
 
 _STEADY = ("-c", "pack.threads=1", "-c", "core.compression=6", "-c", "core.bigFileThreshold=512m")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from build.gitcommand import LOCAL, git
-from build.store import full_disk
 from core.errors import BuildFailed
 from core.plan import Report
+from core.store import full_disk
 
 _FAILED = re.compile(r"^error: patch failed: (?P<file>.*):(?P<line>\d+)$", re.MULTILINE)
 _OTHER = re.compile(r"^error: (?P<file>.*): (?P<why>[^:]*)$", re.MULTILINE)

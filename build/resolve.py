@@ -8,11 +8,11 @@ from pathlib import Path
 
 from build.git import FETCH, Mirror, allow, fetch, mirror, named, schemes_for, unfetched
 from build.gitcommand import NETWORK, git, program
-from build.store import Slowly, public
 from core.config import WORK
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import follow
+from core.store import Slowly, public
 
 
 def resolve(url: str, reference: str, report: Report, *, work: Path = WORK) -> str:

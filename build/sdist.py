@@ -20,11 +20,11 @@ from packaging.requirements import Requirement
 from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
 from packaging.version import Version
 
-from build.store import client, fetched, intact, public, without_secrets
 from core.config import WORK
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import run
+from core.store import client, fetched, intact, public, without_secrets
 
 DEFAULT = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"

@@ -18,11 +18,11 @@ from build.archive import unpack
 from build.patch import apply_patch
 from build.recipe import REPRODUCIBLE, Origin, Recipe, source_hash
 from build.sdist import fetch_sdist
-from build.store import fetched, full_disk_is_said, held, plain_name, public
 from build.submodules import gather, write
 from build.tree import copy_tree, remove_tree, settle, tree_hash
 from core.config import ROOT, WORK, Model, shown
 from core.plan import Report
+from core.store import fetched, full_disk_is_said, held, plain_name, public
 
 LAYOUT = 1
 """Counts up when the same pins give other trees."""

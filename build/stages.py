@@ -18,13 +18,13 @@ from build.records import described
 from build.request import Build
 from build.site import Errand
 from build.source import assemble, assembled
-from build.store import full_disk_is_said
 from build.times import expected_seconds
 from build.toolchain import Jobs, jobs
 from build.toolkit import toolkit_folder, toolkit_steps
 from core.config import WORK, shown
 from core.host import CONTROLLER
 from core.plan import Call, Report, Run, Step, Write
+from core.store import full_disk_is_said
 from wheels.lock import Locked, for_target, read_lock
 from wheels.manifest import Wheel
 from wheels.target import Target

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build.git import Mirror, allow, check_out, fetch, mirror, schemes_for
-from build.store import public
 from core.config import WORK
 from core.errors import BuildFailed
 from core.plan import Report
+from core.store import public
 
 DEEPEST = 12
 """Submodules within submodules; more is a repository that contains itself."""

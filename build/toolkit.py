@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from build.index import FETCH_TIMEOUT, platform_flags, requirements_file, requirements_text
-from build.store import digest, full_disk_is_said, held, intact
 from core.config import ROOT, WORK, shown
 from core.errors import BuildFailed, ConfigError
 from core.host import CONTROLLER
 from core.plan import Call, Report, Run, Step, Write
 from core.process import run
+from core.store import digest, full_disk_is_said, held, intact
 from wheels.lock import Locked, read_lock
 from wheels.target import Target
 

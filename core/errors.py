@@ -103,6 +103,36 @@ class BuildFailed(SparkstackError):
     exit_code = 30
 
 
+class RegistryRefused(SparkstackError):
+    """A registry or index cannot be reached, does not let us in, or gives something else than it promised."""
+
+    exit_code = 31
+
+
+class ImageRefused(SparkstackError):
+    """An image is damaged or hostile, or does not hold what was asked for."""
+
+    exit_code = 32
+
+
+class WheelRefused(SparkstackError):
+    """A wheel is damaged, or a gate does not let it into the stack."""
+
+    exit_code = 33
+
+
+class SignatureRefused(SparkstackError):
+    """A release carries no signature of somebody who may sign, or something in it was changed."""
+
+    exit_code = 34
+
+
+class PublishRefused(SparkstackError):
+    """Something may not be published there, or another file has its name already."""
+
+    exit_code = 35
+
+
 class NotServing(SparkstackError):
     """The service did not come up, or gave no token."""
 

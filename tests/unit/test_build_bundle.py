@@ -16,10 +16,10 @@ from build.bundle import INDEX, read_bundle, write_bundle
 from build.recipe import Recipe
 from build.source import assemble
 from build.source import changed as changed_tree
-from build.store import digest
 from build.tree import remove_tree
 from core.errors import BuildFailed, UsageError
 from core.process import run
+from core.store import digest
 from tests.unit.gitserver import serving as serving_git
 from tests.unit.test_build_source import World, repository
 from tests.unit.webserver import serving as serving_web

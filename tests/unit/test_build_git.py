@@ -165,7 +165,7 @@ class TestTheConnection:
     def test_a_server_killed_midway_leaves_nothing_that_hinders(
         self, server: Server, work: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("build.store.BETWEEN_LINES", 0)
+        monkeypatch.setattr("core.store.BETWEEN_LINES", 0)
         repository = server.repository("large")
         (repository.folder / "noise").write_bytes(os.urandom(30_000_000))
         commit = repository.commit({"file": "x"})

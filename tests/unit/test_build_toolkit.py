@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from build.store import digest
 from build.toolkit import (
     HOST_ONLY,
     LOCKS,
@@ -23,6 +22,7 @@ from build.toolkit import (
 )
 from core.errors import BuildFailed, ConfigError
 from core.plan import Call, Run, Step, Write
+from core.store import digest
 from wheels.lock import entries, read_lock
 
 FILES = {

@@ -20,7 +20,7 @@ FLOORS = {"core": 0, "wheels": 1, "lab": 1, "build": 2, "deploy": 2, "serve": 3,
 ROOMS = [room for room in FLOORS if room != "tasks"]
 RUN_ON_NODES = {"lab/train.py", "build/runner.py"}
 """Plain scripts that run elsewhere: inside a release, with what the stack brings, or where a wheel is built."""
-DISTRIBUTIONS = {"elftools": "pyelftools"}
+DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib", "elftools": "pyelftools"}
 """Import names that are not those of their distributions."""
 ALONE = {"build/runner.py": {"canonical"}, "wheels/canonical.py": set()}
 """Copied to machines where nothing is installed: the standard library, and what is copied with them."""
