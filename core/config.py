@@ -232,9 +232,15 @@ class Component(Model):
     """The recipe's variant, where it is not the plain one."""
     image: str | None = None
     """With origin "image": registry/repository@sha256:digest."""
-    redistributable: bool = True
+    redistributable: bool | None = None
+    """Whether the wheel may be given to others; without the key, what comes from an image may not (NVIDIA's licence)."""
     guide: str | None = None
     """Only where the version is not the guide's: which one that has, and why it is another here."""
+
+    @property
+    def may_be_given(self) -> bool:
+        """Whether `invoke publish` may give the wheel to everybody."""
+        return self.origin != "image" if self.redistributable is None else self.redistributable
 
     @model_validator(mode="after")
     def _origin_has_its_key(self) -> Self:

@@ -179,3 +179,20 @@ def test_what_is_no_text_is_left_to_the_model(value: object) -> None:
 @given(st.text(max_size=20), st.lists(st.text(max_size=20), max_size=5))
 def test_a_hint_names_one_of_the_words_or_nothing(word: str, words: list[str]) -> None:
     assert nearest(word, words) in {"", *(f" (did you mean {known}?)" for known in words)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "given"),
+    [
+        ('origin = "index"', True),
+        ('origin = "source"\nrecipe = "probe"', True),
+        ('origin = "image"\nimage = "r/x@sha256:1"', False),
+        ('origin = "image"\nimage = "r/x@sha256:1"\nredistributable = true', True),
+        ('origin = "index"\nredistributable = false', False),
+    ],
+)
+def test_what_comes_from_an_image_is_not_for_others_unless_the_stack_says_so(
+    lines: str, given: bool, tmp_path: Path
+) -> None:
+    text = STACK.replace('origin = "source"\nversion = "1"\nrecipe = "probe"', f'version = "1"\n{lines}')
+    assert load_stack(write(tmp_path, text)).components["image"].may_be_given is given
