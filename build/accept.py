@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name, canonicalize_version
 
 from build.diagnosis import skipped_architectures
 from build.emulate import import_wheel
+from build.ingredients import require_sbom, toolchain
 from build.job import FIXED
 from build.recipe import Recipe, expected_code, expected_files
 from build.records import record
@@ -29,7 +30,8 @@ from core.plan import Report
 from core.store import full_disk_is_said
 from wheels.elf import elf_member, read_elf
 from wheels.fatbin import device_code_of_wheel
-from wheels.gates import metadata_of, require_files
+from wheels.ingredients import Ingredients
+from wheels.intact import metadata_of, require_files
 from wheels.manifest import Wheel, describe, sha256_of
 
 LEVELS = {
@@ -55,6 +57,7 @@ class Made:
     development: bool = False
     cross: str = ""
     """The architecture that it was compiled for, where that is not the site's."""
+    made_of: Ingredients | None = None
 
     @property
     def path(self) -> Path:
@@ -69,12 +72,14 @@ def accept(made: Made, place: Path, report: Report) -> None:
     require_metadata(made)
     require_device_code(made)
     require_no_build_paths(made)
+    if made.made_of:
+        require_sbom(made.path, made.recipe, made.made_of)
     try_import(made, report)
     notes = skipped_architectures(made.log.read_text(encoding="utf-8").splitlines()) if made.log.is_file() else []
     _move(made.path, place)
     described = describe(place / made.wheel, "source", made.identity)
-    own = {"tree": made.tree, "development": made.development, "notes": tuple(notes)}
-    record(place, described.model_copy(update=own))
+    own = {"tree": made.tree, "development": made.development, "notes": tuple(notes), "made_of": made.made_of}
+    record(place, described.model_copy(update={**own, "toolchain": toolchain(result)}))
     keep_seconds(made.site, made.recipe.title, result["seconds"]["all"])
     for note in notes:
         report(f"{NOTE}{note}")

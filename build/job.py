@@ -24,6 +24,7 @@ from core.config import ROOT
 from core.errors import BuildFailed
 from wheels.lock import Locked
 from wheels.manifest import sha256_of
+from wheels.sbom import PLACE
 
 FIXED = PurePosixPath("/srv/sparkstack")
 """Where every job believes to be."""
@@ -65,6 +66,8 @@ class Task:
     strip: str = "strip"
     files: tuple[Path, ...] = ()
     """Further files that go into `in/`."""
+    sbom: str = ""
+    """What goes into the wheel's .dist-info (wheels/sbom.py)."""
 
 
 def told(task: Task) -> str:
@@ -76,6 +79,7 @@ def told(task: Task) -> str:
         "wheel": task.wheel,
         "strip": task.strip,
         "epoch": int(task.environment["SOURCE_DATE_EPOCH"]),
+        "sbom": {"place": PLACE, "text": task.sbom},
     }
     return json.dumps(data, indent=1) + "\n"
 

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from core.errors import BuildFailed
-from wheels.gates import metadata_of
+from wheels.intact import metadata_of
 from wheels.lock import marker_environment
 from wheels.target import Target
 

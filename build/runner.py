@@ -3,7 +3,10 @@
 It finds itself in a job folder that is bound to one fixed path, with no network. `in/job.json` says what to do:
 
     {"environment": {...}, "subdirectory": ".", "options": [],
-     "wheel": "NAME.whl", "strip": "strip", "epoch": 1764547200}
+     "wheel": "NAME.whl", "strip": "strip", "epoch": 1764547200,
+     "sbom": {"place": "sboms/NAME.json", "text": "..."}}
+
+`sbom` goes into the wheel's .dist-info before it is packed; an empty text into none.
 
 `in/source.tar` holds `source/` and `deps/`, `in/wheels/` the build requirements, `in/requirements.txt` their hashes.
 What comes out: `out/NAME.whl` in canonical form, and `out/result.json`, written last.
@@ -99,7 +102,16 @@ def pack(job: Path, told: Mapping[str, Any], environment: Mapping[str, str]) -> 
     for library in libraries(job / "unpacked"):
         relocate(library, job, environment)
         run([told["strip"], "--strip-unneeded", library], environment)
+    add_sbom(job / "unpacked", **told["sbom"])
     canonical.pack(job / "unpacked", job / "out" / told["wheel"], told["epoch"])
+
+
+def add_sbom(wheel: Path, place: str, text: str) -> None:
+    """Write what the wheel is made of into its .dist-info; there is one, or it could not have been unpacked."""
+    (info,) = wheel.glob("*.dist-info")
+    if text:
+        (info / place).parent.mkdir(exist_ok=True)
+        (info / place).write_text(text, encoding="utf-8")
 
 
 def relocate(library: Path, job: Path, environment: Mapping[str, str]) -> None:
@@ -146,7 +158,7 @@ def write_result(job: Path, told: Mapping[str, Any], seconds: Mapping[str, float
         "peak_memory": {"bytes": peak, "of": "build" if whole else "largest process"},
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "tools": {name: version([name, "--version"], told["environment"], job) for name in ("gcc", "nvcc", "ld")},
+        "tools": dict(tools(job, told)),
     }
     fresh = job / "out" / "result.json.new"
     fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -164,10 +176,25 @@ def peak_memory() -> tuple[bool, int]:
     return False, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def version(argv: Sequence[str], environment: Mapping[str, str], job: Path) -> str:
-    """Return the line of a tool's answer that names its version; nothing when it is not there."""
+def tools(job: Path, told: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the programs that build, where they are there: the version that each names, and the hash of its file.
+
+    Those that a cross build compiles with have the prefix of its strip.
+    """
+    prefix = told["strip"].removesuffix("strip")
+    names = [*(f"{prefix}{name}" for name in ("gcc", "g++", "ld", "strip")), "nvcc", "cmake", "ninja", "python"]
+    environment = {**told["environment"], **places(job)}
+    for name in names:
+        path = shutil.which(name, path=environment["PATH"])
+        if path:
+            said = version([path, "--version"], environment)
+            yield name, {"version": said, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
+def version(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return the line of a tool's answer that names its version; nothing when it cannot be run."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**environment, **places(job)})
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(environment))
     except OSError:
         return ""
     lines = done.stdout.splitlines()

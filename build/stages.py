@@ -11,20 +11,22 @@ from pathlib import Path, PurePosixPath
 from build import accept, site
 from build.cross import cross_environment, strip_program, toolchain_file
 from build.index import FETCH_TIMEOUT, platform_flags, requirements_file, requirements_text
+from build.ingredients import ingredients, sbom_of
 from build.job import CCACHE, CUDA, FIXED, Task, lay_out, missing_wheels, requirement_wheels
 from build.needs import distribution_of, needed_wheels
 from build.recipe import Recipe, environment, expected_wheel
 from build.records import described
 from build.request import Build
 from build.site import Errand
-from build.source import assemble, assembled
+from build.source import Sources, assemble, assembled
 from build.times import expected_seconds
 from build.toolchain import Jobs, jobs
-from build.toolkit import toolkit_folder, toolkit_steps
+from build.toolkit import toolkit_folder, toolkit_steps, wheels_of
 from core.config import WORK, shown
 from core.host import CONTROLLER
 from core.plan import Call, Report, Run, Step, Write
 from core.store import full_disk_is_said
+from wheels.ingredients import Ingredients
 from wheels.lock import Locked, for_target, read_lock
 from wheels.manifest import Wheel
 from wheels.target import Target
@@ -239,20 +241,31 @@ def _environment_text(build: Build, recipe: Recipe) -> str:
 def _lay_out(build: Build, name: str, errand: Errand, report: Report) -> None:
     recipe = build.recipes[name]
     sources = assemble(recipe, report)  # hashes again what is there
-    needed = needed_wheels(recipe.needs, build.place, build.site.target)
-    taken = {distribution_of(path) for path in needed}
-    own = requirement_wheels(requirements_of(recipe, build.site.target), requirements_folder(build.site.target))
-    wheels = [*needed, *(path for path in own if distribution_of(path) not in taken)]
+    wheels = _wheels(build, recipe)
     task = Task(
         recipe=recipe,
         wheel=expected_wheel(recipe, build.target),
         environment=_environment(build, recipe),
         strip=strip_program(build.site.target.architecture, build.target.architecture),
         files=(toolchain_file(build.target.architecture),) if build.cross else (),
+        sbom=sbom_of(recipe, _made_of_what(build, recipe, sources)),
     )
     with full_disk_is_said(errand.local):
         lay_out(errand.local, task, sources, wheels)
     report(f"{shown(errand.local)}: {len(wheels)} wheels, tree {sources.tree[:10]}")
+
+
+def _wheels(build: Build, recipe: Recipe) -> list[Path]:
+    """Return the wheels of the build environment. Raises BuildFailed for one that is missing or not as locked."""
+    needed = needed_wheels(recipe.needs, build.place, build.site.target)
+    taken = {distribution_of(path) for path in needed}
+    own = requirement_wheels(requirements_of(recipe, build.site.target), requirements_folder(build.site.target))
+    return [*needed, *(path for path in own if distribution_of(path) not in taken)]
+
+
+def _made_of_what(build: Build, recipe: Recipe, sources: Sources) -> Ingredients:
+    toolkit = wheels_of(build.toolkit_of(recipe)) if from_wheels(build, recipe) else ()
+    return ingredients(recipe, build.stack.architectures, sources, _wheels(build, recipe), toolkit)
 
 
 def _check_step(build: Build, name: str, errand: Errand, *, again: bool) -> Call:
@@ -270,16 +283,23 @@ def _check_step(build: Build, name: str, errand: Errand, *, again: bool) -> Call
         title=f"check {wheel}",
         reason="only the wheel that was asked for enters the stack",
         shown=f"move {shown(errand.local / 'out' / wheel)} to {shown(build.place)}",
-        action=lambda report: accept.accept(_made_of(build, name, errand), build.place, report),
+        action=partial(_accept, build, name, errand),
     )
+
+
+def _accept(build: Build, name: str, errand: Errand, report: Report) -> None:
+    recipe = build.recipes[name]
+    sources = assembled(recipe)
+    made_of = _made_of_what(build, recipe, sources) if sources else None
+    accept.accept(replace(_result_of(build, name, errand), made_of=made_of), build.place, report)
 
 
 def _compare(build: Build, name: str, errand: Errand, report: Report) -> None:
     first = described(build.place, expected_wheel(build.recipes[name], build.target))
-    accept.verify(first, _made_of(build, name, errand), build.place, report)
+    accept.verify(first, _result_of(build, name, errand), build.place, report)
 
 
-def _made_of(build: Build, name: str, errand: Errand) -> accept.Made:
+def _result_of(build: Build, name: str, errand: Errand) -> accept.Made:
     recipe = build.recipes[name]
     sources = assembled(recipe)
     return accept.Made(

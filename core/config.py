@@ -126,6 +126,8 @@ class Cluster(Model):
     ray_port: Annotated[int, Field(ge=1, le=65533)] = 6379
     identity: Path | None = None
     """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
+    allowed_signers: Path | None = None
+    """Who may sign releases (ssh-keygen(1), ALLOWED SIGNERS), relative to the project; nodes then install no other."""
     askpass: Path | None = None
     """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
     lab: Lab | None = None
@@ -233,7 +235,7 @@ class Component(Model):
     image: str | None = None
     """With origin "image": registry/repository@sha256:digest."""
     redistributable: bool | None = None
-    """Whether the wheel may be given to others; without the key, what comes from an image may not (NVIDIA's licence)."""
+    """Whether others may be given the wheel; without the key, what comes from an image may not (NVIDIA's licence)."""
     guide: str | None = None
     """Only where the version is not the guide's: which one that has, and why it is another here."""
 

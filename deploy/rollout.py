@@ -11,14 +11,18 @@ from core.findings import refuse_unfit
 from core.host import CONTROLLER
 from core.plan import Later, Plan, Stage, Step, make_plan
 from core.root import root_steps
-from deploy import environment, push
+from deploy import authenticity, environment, push
+from deploy.authenticity import Signed
 from deploy.doctor import examine
 from wheels.manifest import Manifest, draft, folder
 from wheels.target import Target
 
 
-def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts) -> Plan:
-    """Return what brings every node to the release of ``manifest``; empty when all are there. Raises UnfitNode."""
+def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts, signed: Signed | None = None) -> Plan:
+    """Return what brings every node to the release of ``manifest``; empty when all are there. Raises UnfitNode.
+
+    ``signed`` is what the nodes verify it by, where the cluster names who may sign.
+    """
     refuse_unfit(examine(cluster, stack, facts, manifest))
     source = folder(stack, manifest.target)
 
@@ -29,7 +33,15 @@ def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts
         f"deploy {manifest.release} to {cluster.name} ({', '.join(node.name for node in cluster.nodes)})",
         (
             ("prepare", on_all(lambda _, seen: root_steps(cluster, seen))),
+            (
+                "verify the signature",
+                on_all(lambda node, seen: authenticity.signature_steps(cluster, node, seen, manifest, signed)),
+            ),
             ("push wheels", on_all(lambda node, seen: push.push_steps(cluster, node, seen, manifest, source))),
+            (
+                "verify the wheels",
+                on_all(lambda node, seen: authenticity.wheel_steps(cluster, node, seen, manifest, signed)),
+            ),
             ("install", on_all(lambda node, seen: environment.install_steps(cluster, stack, node, seen, manifest))),
             ("check", on_all(lambda node, seen: environment.check_steps(cluster, stack, node, seen, manifest))),
             ("switch", on_all(lambda node, seen: environment.switch_steps(cluster, node, seen, manifest.release))),
@@ -49,7 +61,8 @@ def plan_unbuilt(cluster: Cluster, stack: Stack, target: Target, facts: Facts) -
         exists=True,
         shown="\n".join(_unbuilt(stack, manifest)),
     )
-    return replace(deployment, stages=(Stage("wheels", (build,)), *deployment.stages))
+    first = Stage("wheels", (build, *authenticity.unsigned_steps(cluster, stack)))
+    return replace(deployment, stages=(first, *deployment.stages))
 
 
 def _unbuilt(stack: Stack, manifest: Manifest) -> Iterator[str]:

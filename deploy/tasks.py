@@ -19,6 +19,7 @@ from core.remote import Hosts
 from core.token import ask_argv
 from deploy import probe as rates
 from deploy import trust as keys
+from deploy.authenticity import signed_release
 from deploy.doctor import examine
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
@@ -153,4 +154,4 @@ def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan
             f"no wheels of {stack.name} for {target.tag}: {what}",
             next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.flag}",
         )
-    return plan_deploy(cluster, stack, manifest, seen)
+    return plan_deploy(cluster, stack, manifest, seen, signed_release(cluster, stack, manifest, seen))

@@ -16,11 +16,14 @@ from pydantic import Field, ValidationError
 
 from core.config import DIST, ROOT, Model, Stack
 from core.errors import BuildFailed
+from wheels.ingredients import Ingredients, Tool
 from wheels.lock import for_target, read_lock
 from wheels.target import Target
 
 MANIFEST = "manifest.json"
 LOCK = "stack.lock"
+SIGNATURE = ".sig"
+"""Ends the name of a file's signature (wheels/signature.py)."""
 
 
 class Wheel(Model):
@@ -44,6 +47,16 @@ class Wheel(Model):
     """Built with a compiler cache: not for a release."""
     notes: tuple[str, ...] = ()
     """What the build left out silently, and warnings."""
+    image: str | None = None
+    """With origin "image": registry/repository@sha256:digest."""
+    layers: tuple[str, ...] = ()
+    """With origin "image": the digests of the layers that its files lay in."""
+    redistributable: bool = True
+    """Whether `invoke publish` may give it to everybody."""
+    toolchain: tuple[Tool, ...] = ()
+    """With origin "source": the programs that built it."""
+    made_of: Ingredients | None = None
+    """What it was made of, kept here so that its provenance needs no recipe; None for what an index had."""
 
 
 class Manifest(Model):
@@ -102,14 +115,17 @@ def sha256_of(path: Path) -> str:
 
 
 def save(stack: Stack, target: Target, wheels: Iterable[Wheel], index_lock: str) -> Manifest:
-    """Write stack.lock and manifest.json, each by rename, and return the manifest."""
+    """Write stack.lock and manifest.json, each by rename, and return the manifest; another manifest is not signed."""
     listed = tuple(sorted(wheels, key=lambda wheel: wheel.name))
     text = lock_text(stack, target, listed)
     digest = hashlib.sha256(text.encode()).hexdigest()
     manifest = Manifest(stack=stack.name, target=target, lock_sha256=digest, index_lock=index_lock, wheels=listed)
     place = folder(stack, target)
+    described = json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+    if not _holds(place / MANIFEST, described):
+        (place / f"{MANIFEST}{SIGNATURE}").unlink(missing_ok=True)
     _replace(place / LOCK, text)
-    _replace(place / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+    _replace(place / MANIFEST, described)
     return manifest
 
 
@@ -157,6 +173,10 @@ def damaged(stack: Stack, manifest: Manifest) -> list[str]:
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 def _replace(path: Path, text: str) -> None:

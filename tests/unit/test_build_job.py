@@ -61,10 +61,11 @@ def test_job_json_says_what_the_runner_reads(recipe: Recipe) -> None:
     task = Task(recipe, "x-1-py3-none-any.whl", {"Z": "last", **environment(recipe, [])}, strip="aarch64-strip")
     text = told(task)
     data = json.loads(text)
-    assert list(data) == ["environment", "subdirectory", "options", "wheel", "strip", "epoch"]
+    assert list(data) == ["environment", "subdirectory", "options", "wheel", "strip", "epoch", "sbom"]
     assert list(data["environment"]) == sorted(data["environment"])
     assert data["epoch"] == int(data["environment"]["SOURCE_DATE_EPOCH"])
     assert data["strip"] == "aarch64-strip"
+    assert data["sbom"] == {"place": "sboms/sparkstack.cdx.json", "text": ""}
     assert data["subdirectory"] == str(recipe.subdirectory or ".")
     assert told(task) == text
 

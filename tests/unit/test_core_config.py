@@ -182,7 +182,7 @@ def test_a_hint_names_one_of_the_words_or_nothing(word: str, words: list[str]) -
 
 
 @pytest.mark.parametrize(
-    ("lines", "given"),
+    ("lines", "publishable"),
     [
         ('origin = "index"', True),
         ('origin = "source"\nrecipe = "probe"', True),
@@ -192,7 +192,18 @@ def test_a_hint_names_one_of_the_words_or_nothing(word: str, words: list[str]) -
     ],
 )
 def test_what_comes_from_an_image_is_not_for_others_unless_the_stack_says_so(
-    lines: str, given: bool, tmp_path: Path
+    lines: str, tmp_path: Path, *, publishable: bool
 ) -> None:
     text = STACK.replace('origin = "source"\nversion = "1"\nrecipe = "probe"', f'version = "1"\n{lines}')
-    assert load_stack(write(tmp_path, text)).components["image"].may_be_given is given
+    assert load_stack(write(tmp_path, text)).components["image"].may_be_given is publishable
+
+
+def test_a_cluster_says_who_may_sign_releases_or_nothing(tmp_path: Path):
+    path = tmp_path / "own.toml"
+    path.write_text(CLUSTER)
+    assert load_cluster(str(path)).allowed_signers is None
+    path.write_text('allowed_signers = "config/allowed_signers"\n' + CLUSTER)
+    assert load_cluster(str(path)).allowed_signers == Path("config/allowed_signers")
+    path.write_text("allowed_signers = true\n" + CLUSTER)
+    with pytest.raises(ConfigError, match="allowed_signers"):
+        load_cluster(str(path))
