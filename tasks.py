@@ -6,9 +6,11 @@ import build.tasks
 import deploy.tasks
 import lab.tasks
 import serve.tasks
+import wheels.tasks
 
 ns = Collection(
     build.tasks.build_wheels,
+    wheels.tasks.publish,
     deploy.tasks.facts,
     deploy.tasks.trust,
     deploy.tasks.deploy,
@@ -28,6 +30,15 @@ ns.add_collection(
         build.tasks.bundle,
         build.tasks.unbundle,
         build.tasks.stop,
+    )
+)
+ns.add_collection(
+    Collection(
+        "wheels",
+        wheels.tasks.extract,
+        wheels.tasks.inspect,
+        wheels.tasks.sign,
+        wheels.tasks.verify,
     )
 )
 ns.add_collection(

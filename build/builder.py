@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from build.images import extract_steps, listed_images
 from build.index import fetch_steps
 from build.job import link_or_copy, missing_wheels, requirement_wheels
 from build.recipe import expected_wheel
@@ -15,11 +16,14 @@ from build.records import described
 from build.request import Build
 from build.stages import is_done, list_of, mkdir, requirements_folder, stages_of
 from build.toolchain import examine
+from core.apply import NOTE
 from core.config import WORK, shown
 from core.errors import BuildFailed
 from core.findings import Finding, refuse_unfit
 from core.host import CONTROLLER
-from core.plan import Call, Later, Plan, Report, Run, Step, make_plan
+from core.plan import Call, Plan, Report, Run, Step, make_plan
+from wheels.gates import Verdict
+from wheels.judge import judge
 from wheels.lock import Locked
 from wheels.manifest import Manifest, Wheel, damaged, describe, save
 
@@ -31,22 +35,26 @@ def plan_wheels(build: Build, manifest: Manifest | None) -> Plan:
     have = {**listed, **{wheel.name: wheel for wheel in build.built}}
     lost = {wheel.name for wheel in manifest.wheels} - have.keys() if manifest else set()
     fetched = tuple(_fetch(build, lost))
-    images = [n for n, c in build.stack.components.items() if c.origin == "image" and not build.only]
-    extracted = [_extract_later(build, name) for name in images if canonicalize_name(name) not in have]
+    extracted = tuple(extract_steps(build, have))
     refuse_unfit(_unfit(build, have))
     made = [stage for name in build.recipes for stage in stages_of(build, name, have.get(canonicalize_name(name)))]
     stale = manifest is None or manifest.index_lock != build.index_lock or have.keys() != _names(build)
-    work = not build.only and bool(made or extracted or fetched or have != listed or stale)
+    work = not build.only and bool(made or extracted or fetched or _facts(have) != _facts(listed) or stale)
     return make_plan(
         f"wheels of {build.stack.name} for {build.target.tag} in {shown(build.place)}",
         (
             ("fetch by hash", fetched),
-            *made,
             ("extract from images", extracted),
+            *made,
             ("check and list", [_list_step(build)] if work else []),
         ),
         (f"unlike the guide, {name} {c.version}: {c.guide}" for name, c in build.stack.components.items() if c.guide),
     )
+
+
+def _facts(wheels: Mapping[str, Wheel]) -> dict[str, Wheel]:
+    """Return the wheels without notes: a record has its build's, the manifest those of the gates too."""
+    return {name: wheel.model_copy(update={"notes": ()}) for name, wheel in wheels.items()}
 
 
 def _unfit(build: Build, have: Mapping[str, Wheel]) -> Iterator[Finding]:
@@ -61,17 +69,6 @@ def _unfit(build: Build, have: Mapping[str, Wheel]) -> Iterator[Finding]:
 def _names(build: Build) -> set[str]:
     """Return the names of all wheels that the stack consists of."""
     return {canonicalize_name(name) for name in build.stack.components} | {item.name for item in build.index.all}
-
-
-def _extract_later(build: Build, name: str) -> Later:
-    component = build.stack.components[name]
-    return Later(
-        node=CONTROLLER,
-        title=f"extract {name}=={component.version}",
-        reason=f"component {name}, sha256: not built",
-        feature="extracting wheels from an image",
-        shown=f"invoke wheels.extract --image {component.image} --dist {name}",
-    )
 
 
 def _fetch(build: Build, lost: set[str]) -> Iterator[Step]:
@@ -123,13 +120,24 @@ def _list_step(build: Build) -> Call:
 
 
 def _list(build: Build, report: Report) -> None:
-    wheels = [*_listed_recipes(build), *_listed_index(build)]
+    found = [*_listed_recipes(build), *listed_images(build), *_listed_index(build)]
+    warnings = judge(found, build.stack, build.target, build.place, report)
+    wheels = [_noted(wheel, warnings, report) for wheel in found]
     manifest = save(build.stack, build.target, wheels, build.index_lock)
     names = {wheel.filename for wheel in wheels}
     for stray in [path for path in build.place.glob("*.whl") if path.name not in names]:
         stray.unlink()
         report(f"removed {stray.name}: no component of the stack")
     report(f"{len(wheels)} wheels, release {manifest.release}")
+
+
+def _noted(wheel: Wheel, warnings: Iterable[Verdict], report: Report) -> Wheel:
+    """Return the wheel with what the gates say of it; on screen too, where it is not the wheel of an index."""
+    own = tuple(f"{one.gate}: {one.cause}" for one in warnings if one.wheel == wheel.filename)
+    if wheel.origin != "index":
+        for line in own:
+            report(f"{NOTE}{wheel.filename}: {line}")
+    return wheel.model_copy(update={"notes": (*wheel.notes, *own)})
 
 
 def _listed_recipes(build: Build) -> Iterator[Wheel]:

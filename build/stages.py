@@ -42,8 +42,11 @@ Stages = Iterator[tuple[str, list[Step]]]
 
 
 def is_current(build: Build, name: str, have: Wheel | None) -> bool:
-    """Say whether a component's wheel is what its recipe gives; one made with a compiler cache only for development."""
-    if have is None or have.recipe != build.identity(name):
+    """Say whether a component's wheel is what its recipe gives; one made with a compiler cache only for development.
+
+    One that does not tell what it was made of was made by a version of the suite that did not write it down.
+    """
+    if have is None or have.recipe != build.identity(name) or have.made_of is None:
         return False
     return build.development or not have.development
 

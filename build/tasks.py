@@ -15,6 +15,7 @@ from build import site
 from build.builder import plan_wheels
 from build.bundle import read_bundle
 from build.carry import plan_bundle
+from build.images import taken_wheels
 from build.index import identity, index_part
 from build.lock import lock as make_lock
 from build.records import recorded
@@ -231,13 +232,14 @@ def _build(wish: Wish, seen: Facts) -> Build:
     target = _target(wish, seen)
     packages = packages_of(stack, cross=bool(wish.target))
     where = _site(wish, seen, target, packages)
+    place = folder(stack, target)
     return Build(
         stack=stack,
         target=target,
         index=index_part(stack, target, wish.urls, fallback=wish.fallback),
         index_lock=identity(stack, fallback=wish.fallback),
         site=where,
-        built=recorded(folder(stack, target)),
+        built=(*recorded(place), *taken_wheels(stack, place)),
         development=wish.development,
         verify=wish.verify,
         cross=where.target.architecture != target.architecture,

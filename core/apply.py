@@ -232,12 +232,15 @@ def _transfer(step: Push | Pull, host: Host, on_line: Callable[[str], None]) -> 
 
 
 def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
+    check = step.failure is None
     try:
-        host.run(argv_of(step), privileged=step.privileged, timeout=step.timeout, on_line=on_line)
+        done = host.run(argv_of(step), privileged=step.privileged, timeout=step.timeout, check=check, on_line=on_line)
     except CommandFailed as error:
         error.cause = f"{step.title}: {error.cause}"
         error.next_move = step.hint or error.next_move
         raise
+    if done.code and step.failure:
+        raise step.failure(done)
 
 
 def _poll(step: Poll, host: Host, on_line: Callable[[str], None], interrupted: Event) -> None:

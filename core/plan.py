@@ -36,7 +36,8 @@ class Common:
 class Run(Common):
     """Run ``argv`` on the node; with ``unit`` as a transient systemd unit, so that it can be found again and stopped.
 
-    ``timeout`` is in seconds, ``user`` whom a unit runs as. ``hint`` is the next move when it fails.
+    ``timeout`` is in seconds, ``user`` whom a unit runs as. ``hint`` is the next move when it fails; ``failure`` makes
+    an error of its own from what the command said.
     """
 
     argv: tuple[str, ...]
@@ -44,6 +45,7 @@ class Run(Common):
     unit: str | None = None
     user: str = "root"
     hint: str = ""
+    failure: Callable[[Completed], Exception] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from core.config import ROOT, Cluster, Node, Stack, shown
 from core.errors import ConfigError, SignatureRefused
 from core.facts import Facts, NodeFacts
 from core.host import CONTROLLER
-from core.plan import Later, Poll, Run, Step, Write
+from core.plan import Later, Run, Step, Write
 from core.process import Completed
 from deploy.push import wheel_folder
 from wheels.manifest import LOCK, MANIFEST, SIGNATURE, Manifest, folder, lock_text
@@ -111,23 +111,15 @@ def wheel_steps(
     return (_verification(node, manifest, title, *places),)
 
 
-def _verification(node: Node, manifest: Manifest, title: str, place: str, *wheels: str) -> Poll:
-    return Poll(
+def _verification(node: Node, manifest: Manifest, title: str, place: str, *wheels: str) -> Run:
+    return Run(
         node=node.name,
         title=title,
         reason="the cluster names who may sign",
         argv=("python3", "-c", SCRIPT.read_text(encoding="utf-8"), place, NAMESPACE, *wheels),
-        accept=partial(_accepted, manifest.release, node.name),
-        failure=partial(_refusal, manifest.release, node.name),
         timeout=TIMEOUT,
+        failure=partial(_refusal, manifest.release, node.name),
     )
-
-
-def _accepted(release: str, node: str, done: Completed) -> bool:
-    """Say yes to a release that was verified; else raise SignatureRefused: asking again would change nothing."""
-    if done.code:
-        raise _refusal(release, node, done)
-    return True
 
 
 def _refusal(release: str, node: str, done: Completed) -> SignatureRefused:

@@ -15,6 +15,7 @@ import csv
 import errno
 import hashlib
 import io
+import re
 import shutil
 import stat
 import struct
@@ -38,6 +39,7 @@ LATEST = 4354819198
 CHUNK = 1024 * 1024
 SIGNATURES = ("RECORD.jws", "RECORD.p7s")
 """They sign the RECORD that is made anew."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, UnicodeError)
 """What zipfile raises for damaged bytes."""
 
@@ -120,7 +122,7 @@ def _check_member(info: zipfile.ZipInfo) -> None:
 def _check_name(name: str) -> None:
     if name.startswith("/") or "\\" in name or any(part in {"", ".", ".."} for part in name.split("/")):
         raise NotAWheel(f"{name!r} leads out of the wheel or is not written as wheels write names")
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+    if _CONTROL.search(name):
         raise NotAWheel(f"{name!r} has control characters in its name")
     if len(name.encode()) > MAX_NAME or any(len(part.encode()) > 255 for part in name.split("/")):
         raise NotAWheel(f"{name[:40]}… is too long a name")
@@ -153,11 +155,9 @@ def _checked(entries: list[Entry]) -> list[Entry]:
         if entry.name in seen:
             raise NotAWheel(f"{entry.name} is there twice")
         seen.add(entry.name)
-    for entry in entries:
-        parts = entry.name.split("/")
-        below = next((up for n in range(1, len(parts)) if (up := "/".join(parts[:n])) in seen), None)
-        if below:
-            raise NotAWheel(f"{below} is a file and a folder")
+    folders = {name[:at] for name in seen for at, character in enumerate(name) if character == "/"}
+    if seen & folders:
+        raise NotAWheel(f"{min(seen & folders)} is a file and a folder")
     _dist_info(entries)
     return [entry for entry in entries if "__pycache__" not in entry.name.split("/")]
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from shutil import copyfileobj
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+import elftools.elf.sections
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
+from elftools.elf.enums import ENUM_ST_INFO_BIND, ENUM_ST_INFO_TYPE, ENUM_ST_VISIBILITY
 from elftools.elf.gnuversions import GNUVerNeedSection
-from elftools.elf.sections import SymbolTableSection
 
 from core.errors import BuildFailed
 
@@ -26,6 +29,10 @@ MAGIC = b"\x7fELF"
 CHUNK = 1024 * 1024
 MOST_VERSIONS = 500
 """Of one library, and libraries that versions are needed of."""
+LONGEST_NAME = 256 * 1024
+"""Bytes of a symbol's name; those of C++ templates have some thousands."""
+IN_MEMORY = 64 * 1024**2
+"""Bytes up to which a member of a wheel is held in memory, not on disk."""
 DEVICE_CODE = ("__nv_relfatbin", ".nv_fatbin")
 """Sections that hold GPU code: of kernels linked across files, and of all others. `.nvFatBinSegment` only points."""
 _MACHINES = {
@@ -42,6 +49,15 @@ UNREADABLE = (
     *(ELFError, ArithmeticError, AssertionError, EOFError, LookupError, MemoryError, OSError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
 )
+
+
+class _Headers(ELFFile):
+    """Does not unpack the hash tables of symbols: nothing asks for them, and they take most of the time."""
+
+    def _make_gnu_hash_section(self, section_header: Any, name: str) -> Any:
+        return elftools.elf.sections.Section(section_header, name, self)
+
+    _make_elf_hash_section = _make_gnu_hash_section
 
 
 @dataclass(frozen=True)
@@ -70,8 +86,7 @@ class Section:
         return bool(self.flags & 0x4)
 
 
-@dataclass(frozen=True, order=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A dynamic symbol: "STB_GLOBAL" or "STB_WEAK", "STT_FUNC" or "STT_OBJECT" and so on; ``size`` in bytes."""
 
     name: str
@@ -111,19 +126,21 @@ class Elf:
         return frozenset(symbol.name for symbol in wanted)
 
 
-def read_elf(file: IO[bytes], name: str, *, hashes: bool = False) -> Elf:
+def read_elf(file: IO[bytes], name: str, *, hashes: bool = False, symbols: bool = True) -> Elf:
     """Read an open ELF file; ``name`` is for messages. With ``hashes`` every section is read and hashed.
+
+    Without ``symbols`` there are none in it: PyTorch's libraries have hundreds of thousands.
 
     Raises BuildFailed for what is no ELF file, is damaged or has no sections (nothing in it could be checked).
     """
     with readable(name):
-        elf = ELFFile(file)
+        elf = _Headers(file)
         if not elf.num_sections():
             raise BuildFailed(
                 f"{name} has no section headers: what is in it cannot be checked",
                 next_move="leave them in (strip keeps them, sstrip does not)",
             )
-        return _read(elf, file, hashes)
+        return _read(elf, file, hashes, symbols)
 
 
 def read_path(path: Path, *, hashes: bool = False) -> Elf:
@@ -145,20 +162,25 @@ def section_bytes(file: IO[bytes], section: Section) -> bytes:
 
 @contextmanager
 def elf_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[bytes] | None]:
-    """Give a member of a wheel as a file that can be sought in, on disk; None when it is no ELF file.
+    """Give a member of a wheel as a file that can be sought in; None when it is no ELF file.
 
-    Libraries of a gigabyte are usual: memory holds none of it.
+    Libraries of a gigabyte are usual: what is larger than IN_MEMORY goes to disk.
     """
     with archive.open(info) as member:
         start = member.read(len(MAGIC))
         if start != MAGIC:
             yield None
             return
-        with tempfile.TemporaryFile() as file:
+        with sought(info.file_size) as file:
             file.write(start)
             copyfileobj(member, file, CHUNK)
             file.seek(0)
             yield file
+
+
+def sought(size: int) -> IO[bytes]:
+    """Return an empty file for so many bytes that can be sought in, in memory or on disk; it vanishes when closed."""
+    return io.BytesIO() if size <= IN_MEMORY else tempfile.TemporaryFile()
 
 
 @contextmanager
@@ -170,24 +192,21 @@ def readable(name: str) -> Iterator[None]:
         raise BuildFailed(f"{name} cannot be read: {error}", next_move="build it again") from error
 
 
-def _read(elf: ELFFile, file: IO[bytes], hashes: bool) -> Elf:  # noqa: FBT001
-    raw = [_section(section) for section in elf.iter_sections()]
-    dynamic = [tag for section in _of(elf, DynamicSection) for tag in section.iter_tags()]
+def _read(elf: ELFFile, file: IO[bytes], hashes: bool, symbols: bool) -> Elf:  # noqa: FBT001
+    read: list[Any] = list(elf.iter_sections())
+    raw = [_section(section) for section in read]
+    dynamic: list[Any] = [tag for section in read if isinstance(section, DynamicSection) for tag in section.iter_tags()]
     return Elf(
         machine=_machine(elf),
         kind=str(elf["e_type"]),
         sections=tuple(_hashed(section, file) for section in raw) if hashes else tuple(raw),
         segments=tuple(_segment(segment) for segment in elf.iter_segments()),
-        symbols=frozenset(_symbols(elf)),
+        symbols=frozenset(_symbols(elf, read, file) if symbols else ()),
         needed=tuple(tag.needed for tag in dynamic if tag.entry.d_tag == "DT_NEEDED"),
         rpath=tuple(_folders(dynamic)),
         soname=next((tag.soname for tag in dynamic if tag.entry.d_tag == "DT_SONAME"), ""),
-        versions=frozenset(_versions(elf)),
+        versions=frozenset(_versions(read)),
     )
-
-
-def _of(elf: ELFFile, kind: type[Any]) -> Iterator[Any]:
-    return (section for section in elf.iter_sections() if isinstance(section, kind))
 
 
 def _machine(elf: ELFFile) -> str:
@@ -222,17 +241,45 @@ def _segment(segment: Any) -> tuple[str, int, int, int, int, int]:
     return str(segment["p_type"]), flags, address, in_file, in_memory, alignment
 
 
-def _symbols(elf: ELFFile) -> Iterator[Symbol]:
-    tables = (table for table in _of(elf, SymbolTableSection) if table["sh_type"] == "SHT_DYNSYM")
-    for symbol in (symbol for table in tables for symbol in table.iter_symbols() if symbol.name):
-        yield Symbol(
-            name=symbol.name,
-            binding=str(symbol["st_info"]["bind"]),
-            kind=str(symbol["st_info"]["type"]),
-            visibility=str(symbol["st_other"]["visibility"]),
-            defined=symbol["st_shndx"] != "SHN_UNDEF",
-            size=symbol["st_size"],
-        )
+def _symbols(elf: ELFFile, sections: Sequence[Any], file: IO[bytes]) -> Iterator[Symbol]:
+    """Yield the dynamic symbols that have a name.
+
+    Not by pyelftools, which takes half a minute for a library of PyTorch; this takes a tenth of a second.
+    """
+    for table in (one for one in sections if one["sh_type"] == "SHT_DYNSYM"):
+        strings = _bytes_of(file, sections[table["sh_link"]])
+        for start, info, other, section, size in _rows(elf, _bytes_of(file, table)):
+            if start:
+                end = strings.find(b"\0", start, start + LONGEST_NAME)
+                if end < 0:
+                    raise ELFError("a symbol's name has no end")
+                name = strings[start:end].decode("utf-8", "replace")
+                yield Symbol(name, *_in_words(info, other), section != 0, size)
+
+
+def _rows(elf: ELFFile, table: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield of each symbol where its name begins, info, other, section, size."""
+    order = "<" if elf.little_endian else ">"
+    if elf.elfclass == 64:
+        return struct.Struct(f"{order}IBBH8xQ").iter_unpack(table)
+    rows = struct.Struct(f"{order}I4xIBBH").iter_unpack(table)
+    return ((name, info, other, section, size) for name, size, info, other, section in rows)
+
+
+@cache
+def _in_words(info: int, other: int) -> tuple[str, str, str]:
+    """Return binding, kind and visibility of a symbol."""
+    kinds, binding, kind = ENUM_ST_INFO_TYPE, info >> 4, info & 15
+    return _word(ENUM_ST_INFO_BIND, binding), _word(kinds, kind), _word(ENUM_ST_VISIBILITY, other & 7)
+
+
+def _word(table: Mapping[str, Any], value: int) -> str:
+    return next((word for word, number in reversed(list(table.items())) if number == value), str(value))
+
+
+def _bytes_of(file: IO[bytes], section: Any) -> bytes:
+    file.seek(section["sh_offset"])
+    return file.read(section["sh_size"])
 
 
 def _folders(dynamic: list[Any]) -> Iterator[str]:
@@ -243,8 +290,8 @@ def _folders(dynamic: list[Any]) -> Iterator[str]:
             yield from tag.runpath.split(":")
 
 
-def _versions(elf: ELFFile) -> Iterator[tuple[str, str]]:
-    for section in _of(elf, GNUVerNeedSection):
+def _versions(sections: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    for section in (one for one in sections if isinstance(one, GNUVerNeedSection)):
         for library, wanted in _few(section.iter_versions()):
             yield from ((library.name, version.name) for version in _few(wanted))
 

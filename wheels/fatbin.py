@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from core.errors import BuildFailed
-from wheels.elf import device_code_sections, elf_member, read_elf, readable
+from wheels.elf import Elf, device_code_sections, elf_member, read_elf, readable
+from wheels.members import of_each
 
 MAGIC = b"\x50\xed\x55\xba"
 HEADER = struct.Struct("<4sHHQ")
@@ -74,23 +75,28 @@ def device_code(path: Path) -> frozenset[Code]:
 def device_code_of_wheel(wheel: Path) -> dict[str, frozenset[Code]]:
     """Return the libraries of a wheel that hold GPU code, each with it, by their name in the wheel.
 
-    One member at a time is unpacked, to a temporary file. Raises BuildFailed when it cannot be read.
+    Several members are unpacked at once. Raises BuildFailed when it cannot be read.
     """
     with readable(wheel.name), zipfile.ZipFile(wheel) as archive:
-        return {name: codes for name, codes in _libraries(archive, wheel.name) if codes}
+        members = archive.infolist()
+        found = of_each(members, lambda info: _code_of(archive, info, wheel.name))
+        return {info.filename: codes for info, codes in zip(members, found, strict=True) if codes}
 
 
-def _libraries(archive: zipfile.ZipFile, wheel: str) -> Iterator[tuple[str, frozenset[Code]]]:
-    for info in archive.infolist():
-        name = f"{wheel}: {info.filename}"
-        with readable(name), elf_member(archive, info) as file:
-            if file is not None:
-                yield info.filename, device_code_in(file, name)
+def _code_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo, wheel: str) -> frozenset[Code]:
+    name = f"{wheel}: {info.filename}"
+    with readable(name), elf_member(archive, info) as file:
+        return device_code_in(file, name) if file else frozenset()
 
 
 def device_code_in(file: IO[bytes], name: str) -> frozenset[Code]:
     """Return what GPU code an open ELF file holds; ``name`` is for messages."""
-    sections = device_code_sections(read_elf(file, name))
+    return device_code_of(file, read_elf(file, name, symbols=False), name)
+
+
+def device_code_of(file: IO[bytes], elf: Elf, name: str) -> frozenset[Code]:
+    """Return what GPU code an open ELF file holds of which ``elf`` was read already."""
+    sections = device_code_sections(elf)
     return frozenset(
         code
         for section in sections

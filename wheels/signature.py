@@ -94,7 +94,7 @@ def sign(path: Path, key: Path) -> Path:
     if not key.is_file():
         raise SignatureRefused(f"the key {key} is not there", next_move="name it with --key, or make one: ssh-keygen")
     signature = path.with_name(path.name + SIGNATURE)
-    if _is_signed_with(path, signature, key):
+    if is_signed(path, key):
         return signature
     with tempfile.TemporaryDirectory(prefix="sparkstack-") as folder:
         copy = Path(folder) / path.name
@@ -178,7 +178,9 @@ def _key_refused(key: Path, done: Completed) -> SignatureRefused:
     return SignatureRefused(f"{key}: ssh-keygen does not sign with it", next_move="read the lines above", evidence=said)
 
 
-def _is_signed_with(path: Path, signature: Path, key: Path) -> bool:
+def is_signed(path: Path, key: Path) -> bool:
+    """Say whether PATH.sig is this key's signature of the file."""
+    signature = path.with_name(path.name + SIGNATURE)
     if not signature.is_file():
         return False
     shown_key = _keygen("-l", "-f", str(key))

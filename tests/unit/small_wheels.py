@@ -39,6 +39,7 @@ def small_wheel(
     tree = folder / f".{module}"
     metadata = [
         *("Metadata-Version: 2.4", f"Name: {name}", f"Version: {version}", f"Summary: {name} of a test"),
+        "License-Expression: MIT",
         *(f"Requires-Dist: {requirement}" for requirement in requires),
         *([f"Requires-Python: {python}"] if python else []),
         *("Description-Content-Type: text/plain", "", f"{name} of a test\n"),

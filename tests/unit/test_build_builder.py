@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,10 @@ from core.parsers import Toolchain
 from core.plan import Call, Job, Later, Plan, Push, Write, as_text, command_of
 from tests.unit.samples import SPARK, X86, lab_facts, local, spark_captures
 from tests.unit.samples import unit as unit_of
+from tests.unit.small_wheels import small_wheel
 from wheels import manifest as manifests
+from wheels.gates import GATES
+from wheels.ingredients import Ingredients
 from wheels.lock import Locked
 from wheels.manifest import Manifest, describe, folder, load, save, sha256_of
 
@@ -59,10 +61,12 @@ class World:
         return self.place / filename
 
     def all_built(self, **changes: Any) -> Manifest:
-        path = self.wheel("small_thing-1.0-py3-none-any.whl", "small_thing/__init__.py")
-        built = describe(path, "source", identities(self.stack)["small-thing"]).model_copy(update=changes)
+        self.place.mkdir(parents=True, exist_ok=True)
+        path = small_wheel(self.place, "small-thing")
+        described = describe(path, "source", identities(self.stack)["small-thing"])
+        built = described.model_copy(update={"made_of": Ingredients(), **changes})
         record(self.place, built)
-        wheels = [built, *(describe(self.wheel(f"{name}-2.0-py3-none-any.whl"), "index") for name in ("one", "two"))]
+        wheels = [built, *(describe(small_wheel(self.place, name, "2.0"), "index") for name in ("one", "two"))]
         return save(self.stack, X86, wheels, self.build.index_lock)
 
     def with_index(self, *names: str) -> Build:
@@ -350,6 +354,7 @@ def test_listing_writes_the_manifest_and_removes_strays(world: World) -> None:
     assert [wheel.name for wheel in listed.wheels] == ["one", "small-thing", "two"]
     assert not list(world.place.glob("stray*"))
     assert said == [
+        f"3 wheels pass {len(GATES)} gates, 0 warnings",
         "removed stray-1-py3-none-any.whl: no component of the stack",
         f"3 wheels, release {listed.release}",
     ]
@@ -391,17 +396,18 @@ class TestGuide:
         where = site.node(local(), replace(seen, packages=packages))
         return plan_wheels(Build(guide, SPARK, IndexPart(locked, ()), "lock", site=where), None)
 
-    def later(self, plan: Plan) -> Iterator[Later]:
-        return (step for step in plan.steps if isinstance(step, Later))
-
     def test_torch_comes_before_triton_before_vllm_and_all_are_built_on_the_node(self, plan: Plan) -> None:
         jobs = [step for step in plan.steps if isinstance(step, Job)]
         assert [job.title.split("-")[0] for job in jobs] == ["build torch", "build triton", "build vllm"]
         assert {job.node for job in jobs} == {"gx10-beee"}
 
-    def test_what_comes_from_an_image_is_not_built_yet(self, plan: Plan) -> None:
-        assert [step.title.split("-")[0] for step in self.later(plan)] == ["extract flash"]
-        assert as_text(plan).count("[not built yet: ") == 1
+    def test_what_comes_from_an_image_is_taken_by_digest_before_anything_is_built(self, plan: Plan) -> None:
+        assert not [step for step in plan.steps if isinstance(step, Later)]
+        assert [stage.title for stage in plan.stages][:2] == ["fetch by hash", "extract from images"]
+        (step,) = plan.stages[1].steps
+        assert step.title == "extract flash-attn==2.7.4.post1+25.11"
+        assert "--image nvcr.io/nvidia/pytorch@sha256:" in command_of(step)
+        assert "--platform linux/arm64" in command_of(step)
 
     def test_sources_are_named_by_commit_with_what_the_build_would_download(self, plan: Plan) -> None:
         said = [command_of(step) for step in plan.steps if step.title.startswith("fetch the sources")]
@@ -417,10 +423,6 @@ class TestGuide:
     def test_what_differs_from_the_guide_is_noted_with_its_reason(self, plan: Plan) -> None:
         assert len(plan.notes) == 7
         assert "note: unlike the guide, ray 2.52.1: its 2.51.1 has CVE-2025-62593" in as_text(plan)
-
-    def test_an_image_is_named_by_digest(self, plan: Plan) -> None:
-        (image,) = [command_of(step) for step in self.later(plan)]
-        assert "nvcr.io/nvidia/pytorch@sha256:" in image
 
     def test_the_index_part_is_fetched_here(self, plan: Plan) -> None:
         first = next(step for step in plan.steps if isinstance(step, Write))

@@ -16,7 +16,7 @@ from invoke.tasks import Task
 import build.tasks
 import tasks
 from core import apply, command, config
-from core.errors import BuildFailed, NotBuiltYet, UsageError
+from core.errors import BuildFailed, UsageError
 from core.plan import make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
@@ -31,17 +31,21 @@ COMMANDS = {
         "status",
         "logs",
         "chat",
+        "publish",
         "facts",
         "trust",
         "probe",
         "demo",
     ),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
+    *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
     *(f"lab.{name}" for name in ("up", "down", "status", "cut", "heal", "kill", "boot", "model", "clean")),
 }
 PLANNING = ["build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"]
 """Commands that plan from facts of the nodes."""
-LOOKING = {"facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"}
+LOOKING = {
+    *("facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle", "wheels.inspect", "wheels.verify"),
+}
 """Commands that change nothing, or only what is fetched anyway."""
 
 HELP = {name: dict(tasks.ns[name].help) for name in tasks.ns.task_names}
@@ -178,16 +182,6 @@ class TestTwoSparks:
 
     def test_a_stopped_service_has_nothing_to_stop(self, invoke: Invoke) -> None:
         assert invoke(*SPARK_PLANS["stop"]) == (0, "nothing to do\n", "")
-
-    def test_running_what_is_not_built_yet_is_an_error_and_does_nothing(
-        self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(command, "gather", lambda *_: spark_captures())
-        code, out, err = invoke("build-wheels", "--stack", "guide", "--on", "gx10-beee")
-        assert (code, out) == (NotBuiltYet.exit_code, "")
-        assert "controller: 1 steps of this plan cannot be run, the first: extract flash-attn" in err
-        assert "(not built yet: extracting wheels from an image)" in err
-        assert not (tmp_path / "dist").exists()
 
     def test_deploying_wheels_that_are_not_there_is_an_error(
         self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
