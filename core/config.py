@@ -276,7 +276,7 @@ class Stack(Model):
     """Python minor versions of the nodes that the lock holds wheels for."""
     cuda: str | None = None
     architectures: tuple[str, ...] = ()
-    """GPU architectures that device code is built for, as nvcc names them (`121`)."""
+    """GPU architectures that device code is built for and has to run on, as nvcc names them (`121`)."""
     components: dict[str, Component]
     indexes: tuple[Index, ...] = ()
     glibc: Annotated[str, Field(pattern=r"^2\.\d+$")] | None = None

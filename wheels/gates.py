@@ -288,7 +288,7 @@ def _abi3(library: Library, promised: tuple[int, int], python: tuple[int, int]) 
     if newer:
         least = max(known[name] for name in newer)
         words = f"promises abi3 of Python {_dotted(promised)}, {library.name} needs {_dotted(least)} for {some(newer)}"
-        yield Problem("fails" if least > python else "making", words, move)
+        yield Problem("fails" if least > python else "note", words, move)
 
 
 def rpath_is_clean(case: Case) -> Iterator[Problem]:
