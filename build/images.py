@@ -39,7 +39,8 @@ def _from_images(stack: Stack) -> dict[str, Component]:
 
 
 def _is_taken(component: Component, have: Wheel | None) -> bool:
-    return have is not None and (have.origin, have.image) == ("image", component.image)
+    asked = ("image", component.image, component.version)
+    return have is not None and (have.origin, have.image, have.version) == asked
 
 
 def taken_wheels(stack: Stack, place: Path) -> tuple[Wheel, ...]:

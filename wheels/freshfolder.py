@@ -34,7 +34,7 @@ class FreshFolder:
     def file(self, path: str, *, executable: bool) -> BinaryIO:
         """Make a file and give it open for writing; ``path`` is relative, in plain form (a/b/c)."""
         above, _, name = path.rpartition("/")
-        file = os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=self._folder(above)), "wb", buffering=0)
+        file = os.fdopen(os.open(name, _NEW_FILE, 0o600, dir_fd=self._folder(above)), "wb")
         os.fchmod(file.fileno(), 0o755 if executable else 0o644)
         return file
 

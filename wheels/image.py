@@ -24,7 +24,7 @@ from wheels.oci import Blobs, Image
 from wheels.record import Row, parse_record
 from wheels.scheme import candidates, scheme_of
 from wheels.sightings import Ambiguous, Lookout, Sighting, Wanted, choose
-from wheels.whiteouts import Barred, Lies, judge
+from wheels.whiteouts import Barred, Lies, Verdict, judge
 
 __all__ = ["Found", "Wanted", "extract_files"]
 LARGEST_RECORD = 32 * 1024**2
@@ -122,15 +122,13 @@ class _Search:
             for one in self._indexes:
                 self._seek(goal, one)
         if len(goal.lies) > before:
-            there = f"{len(goal.lies) - before} files found"
-            self._report(
-                f"{goal.want.name}: {there}" + (f", {len(goal.open)} are in lower layers" if goal.open else "")
-            )
+            rest = f", {len(goal.open)} are in lower layers" if goal.open else ""
+            self._report(f"{goal.want.name}: {len(goal.lies) - before} files found{rest}")
 
     def _chosen(self, want: Wanted, index: Index) -> Sighting | None:
         """Return what the layer has of a wanted distribution, unless a layer above it took that away again."""
         shown = [one for one in index.sightings if one.name == want.name]
-        verdicts = {path: self._seen_from_above(path) for path in {one.path for one in shown}}
+        verdicts = self._seen_from_above([one.path for one in shown])
         there = [one for one in shown if isinstance(verdicts[one.path], Lies)]
         for one in shown:
             verdict = verdicts[one.path]
@@ -145,13 +143,16 @@ class _Search:
                 evidence=str(error),
             ) from error
 
-    def _seen_from_above(self, path: str) -> Lies | Barred | None:
-        verdicts = (judge(index, [path])[path] for index in self._indexes)
-        return next((verdict for verdict in verdicts if verdict is not None), None)
+    def _seen_from_above(self, paths: list[str]) -> dict[str, Verdict]:
+        """Say what all layers that were read mean together for these paths."""
+        verdicts: dict[str, Verdict] = dict.fromkeys(paths)
+        for index in self._indexes:
+            verdicts |= judge(index, [path for path, verdict in verdicts.items() if verdict is None])
+        return verdicts
 
     def _rows(self, sighting: Sighting) -> tuple[Row, ...]:
         """Return what an installed distribution consists of, without byte code."""
-        lies = self._seen_from_above(sighting.path)
+        lies = self._seen_from_above([sighting.path])[sighting.path]
         assert isinstance(lies, Lies)
         if lies.span.size > LARGEST_RECORD:
             raise _refused(sighting, f"its RECORD has {megabytes(lies.span.size)}")

@@ -50,17 +50,18 @@ class Mark:
 
 @dataclass
 class Marks:
-    """The marks of one layer, evenly apart: when there are too many, every other one goes."""
+    """The marks of one layer, evenly apart: when there are more than ``most``, every other one goes."""
 
     found: list[Mark] = field(default_factory=list)
     apart: int = BETWEEN_MARKS
+    most: int = MOST_MARKS
 
     def offer(self, packed: int, plain: int, state: _Decompress) -> None:
         """Make a mark here if the last one is far enough behind."""
-        if plain < (self.found[-1].plain if self.found else 0) + self.apart:
+        if not self.most or plain < (self.found[-1].plain if self.found else 0) + self.apart:
             return
         self.found.append(Mark(packed, plain, state.copy()))
-        if len(self.found) > MOST_MARKS:
+        if len(self.found) > self.most:
             self.apart *= 2
             self.found = self.found[1::2]
 

@@ -37,6 +37,10 @@ MOST_ENTRIES = 2_000_000
 """Of all layers that are read of an image."""
 MOST_RECORDS = 64 * 1024**2
 """Bytes of RECORDs that are kept in memory."""
+MOST_SIGHTINGS = 2_000
+"""Files that show the wanted distributions: of each there are two, or some more in an image of many environments."""
+ALL_MARKS = 1_000
+"""Marks of all layers; without them what is wanted of a layer only takes longer."""
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _OF_AUFS = ".wh..wh."
@@ -97,6 +101,8 @@ class Budget:
 
     entries: int = MOST_ENTRIES
     records: int = MOST_RECORDS
+    sightings: int = MOST_SIGHTINGS
+    marks: int = ALL_MARKS
 
 
 def read_layer(blobs: Blobs, index: Index, lookout: Lookout, budget: Budget, report: Report) -> None:
@@ -105,11 +111,13 @@ def read_layer(blobs: Blobs, index: Index, lookout: Lookout, budget: Budget, rep
     Raises ImageRefused, or what ``blobs`` raises.
     """
     layer = index.layer
+    index.marks.most = min(index.marks.most, budget.marks)
     with _said_of(index):
         with closing(_stream(blobs, layer, report)) as blocks, _scanning(index, lookout, budget) as scan:
             for block in blocks:
                 scan.put(block)
             diff_id = scan.result()
+        budget.marks -= len(index.marks.found)
         if diff_id != layer.diff_id:
             raise Damaged(f"its content has the digest {diff_id}, the image's configuration says {layer.diff_id}")
 
@@ -220,6 +228,9 @@ class _Scan:
         sighting = self._lookout.see(member.name)
         if sighting is None:
             return
+        self._budget.sightings -= 1
+        if self._budget.sightings < 0:
+            raise Damaged(f"the image shows what is wanted in more than {MOST_SIGHTINGS} places")
         self._index.sightings.append(sighting)
         if sighting.kind == "installed" and member.kind in {Kind.FILE, Kind.PROGRAM}:
             self._budget.records -= member.size

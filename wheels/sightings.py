@@ -12,6 +12,8 @@ from packaging.version import InvalidVersion, Version
 
 MOST_NAMES = 20_000
 """Names of distributions that are remembered, for what was misspelt."""
+MOST_TO_COMPARE = 20
+"""Installations of one version whose RECORDs are compared."""
 _DIST, _EGG, _WHEEL = ".dist-info", ".egg-info", ".whl"
 
 
@@ -130,6 +132,8 @@ def choose(
     installed = [one for one in fitting if one.kind == "installed"]
     if wheels and (len({one.info for one in wheels}) == 1 or not installed):
         return _only(wheels, {one.info for one in wheels})
+    if len(installed) > MOST_TO_COMPARE:
+        raise Ambiguous(_listed(installed))
     return _only(installed, {record(one) for one in installed}) if len(installed) > 1 else next(iter(installed), None)
 
 

@@ -476,6 +476,12 @@ def test_records_beyond_what_memory_allows_are_read_again(tmp_path: Path, monkey
     assert tree(tmp_path / "out") == WHOLE
 
 
+def test_what_is_wanted_is_not_in_thousands_of_places(tmp_path: Path) -> None:
+    many = {f"{number}/pkg-1.0.dist-info/RECORD": b"x,,\n" for number in range(2001)}
+    assert "in more than 2000 places" in refused(memory(tar(*files(many))), tmp_path)
+    assert "has several of pkg" in refused(memory(tar(*files(dict(list(many.items())[:30])))), tmp_path)
+
+
 def test_more_than_any_wheel_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_module, "MAX_BYTES", 100)
     assert "what is wanted has" in refused(memory(tar(*files(WHOLE))), tmp_path)

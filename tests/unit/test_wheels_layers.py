@@ -145,6 +145,17 @@ def test_going_on_from_marks_gives_what_was_there(seed: int, places: list[int], 
         assert data[place : plain.position] == piece[place - begin :]
 
 
+def test_marks_of_all_layers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Marks, "__init__", lambda self: self.__dict__.update(found=[], apart=1000, most=64))
+    budget, made = Budget(marks=10), []
+    blobs = memory(*(tar(entry("x", bytes([number]) * 400_000)) for number in range(3)), block=100)
+    for number in (1, 2, 3):
+        made.append(Index(number, blobs.layers[number - 1]))
+        read_layer(blobs, made[-1], Lookout(frozenset()), budget, quiet)
+    assert 0 < sum(len(index.marks.found) for index in made) <= 10
+    assert budget.marks == 10 - sum(len(index.marks.found) for index in made)
+
+
 def test_marks_are_never_too_many() -> None:
     marks = Marks(apart=10)
     state = zlib.decompressobj()
