@@ -25,9 +25,9 @@ from benchmarks.machine import load, machine
 from core.config import WORK
 from core.process import run
 from wheels.canonical import EARLIEST
-from wheels.image import Wanted, extract_files
+from wheels.images.image import Wanted, extract_files
+from wheels.images.oci import open_image
 from wheels.installed import rebuild
-from wheels.oci import open_image
 
 RESULTS = Path(__file__).parent / "results"
 PLATFORM = "linux/amd64"

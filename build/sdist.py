@@ -23,7 +23,7 @@ from core.errors import BuildFailed
 from core.plan import Report
 from core.process import run
 from core.store import client, fetched, intact, public, without_secrets
-from wheels.simple import Link, read_index
+from wheels.publishing.simple import Link, read_index
 
 DEFAULT = "https://pypi.org/simple"
 

@@ -26,9 +26,9 @@ from core.screen import Screen
 from core.store import digest, full_disk_is_said, held
 from wheels.canonical import EARLIEST
 from wheels.extracted import Extracted, record, recorded, same_version
-from wheels.image import Found, Wanted, extract_files
+from wheels.images.image import Found, Wanted, extract_files
+from wheels.images.oci import Blobs, Image, open_image
 from wheels.installed import rebuild
-from wheels.oci import Blobs, Image, open_image
 from wheels.sbom import image_files
 from wheels.target import Target
 

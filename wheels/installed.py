@@ -30,7 +30,7 @@ from wheels.record import Row, difference, parse_record
 from wheels.scheme import Place, Scheme, as_in_wheel, candidates, place_of, scheme_of
 
 if TYPE_CHECKING:
-    from wheels.image import Found
+    from wheels.images.image import Found
 
 NOTES = frozenset({"INSTALLER", "REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json"})
 """What installers write into .dist-info: pip, and uv with its own two."""

@@ -25,7 +25,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from core.errors import WheelRefused
-from wheels.documents import Image
+from wheels.images.documents import Image
 from wheels.ingredients import Container, Ingredients, Patch, Pinned, Source, pypi
 from wheels.intact import metadata_of
 from wheels.lock import marker_environment

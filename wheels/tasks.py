@@ -14,15 +14,15 @@ from core.choice import chosen_cluster
 from core.command import Options, answer, answer_json, command, mend
 from core.config import DIST, Stack, load_stack, shown
 from core.errors import WheelRefused
-from wheels.audit import audit
 from wheels.extract import Wish as ExtractWish
 from wheels.extract import run_extract, wanted_of
 from wheels.inspect import as_data, show
 from wheels.inspect import inspect as examine
 from wheels.manifest import MANIFEST
-from wheels.publish import Wish as PublishWish
-from wheels.publish import built
-from wheels.publish import publish as make_public
+from wheels.publishing.audit import audit
+from wheels.publishing.publish import Wish as PublishWish
+from wheels.publishing.publish import built
+from wheels.publishing.publish import publish as make_public
 from wheels.signature import is_signed, sign_wheels
 
 

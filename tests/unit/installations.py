@@ -25,7 +25,7 @@ FILES: dict[str, bytes] = {
 
 @dataclass(frozen=True)
 class Found:
-    """As wheels/image.py finds a distribution."""
+    """As wheels/images/image.py finds a distribution."""
 
     name: str = "x"
     version: str = "1"

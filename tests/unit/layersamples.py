@@ -15,7 +15,7 @@ import zstandard
 
 from core.errors import RegistryRefused
 from core.plan import Report
-from wheels.oci import Descriptor, Image, Layer
+from wheels.images.oci import Descriptor, Image, Layer
 
 SITE = "usr/lib/python3/dist-packages"
 FILE, HARD, SYM, FOLDER, PIPE, DEVICE = (

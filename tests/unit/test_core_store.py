@@ -14,7 +14,7 @@ from core.errors import BuildFailed, HostNotReady
 from core.store import client, digest, fetched, full_disk_is_said, has_file, held, intact, public
 from tests.unit.smalldisk import mounted
 from tests.unit.webserver import Web, serving
-from wheels.simple import from_html, from_json
+from wheels.publishing.simple import from_html, from_json
 
 BODY = b"source " * 100_000
 HASH = hashlib.sha256(BODY).hexdigest()

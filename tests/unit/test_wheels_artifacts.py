@@ -15,10 +15,10 @@ import pytest
 from core.errors import PublishRefused, RegistryRefused
 from tests.unit.faultyserver import Asked, Reply, Server, cut, serving, status
 from tests.unit.small_wheels import Place, small_place
-from wheels import artifacts as module
-from wheels import patience
-from wheels.artifacts import Artifacts, artifacts, digest_of, manifest_of
-from wheels.release import Release, assemble, draw
+from wheels.images import patience
+from wheels.publishing import artifacts as module
+from wheels.publishing.artifacts import Artifacts, artifacts, digest_of, manifest_of
+from wheels.publishing.release import Release, assemble, draw
 
 LARGE = "spark_alpha-1.0+cu130-py3-none-any.whl"
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from core.errors import SignatureRefused
 from tests.unit.small_wheels import small_place
-from wheels.audit import audit
-from wheels.release import assemble, draw
+from wheels.publishing.audit import audit
+from wheels.publishing.release import assemble, draw
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from core.plan import as_text, megabytes
 from tests.unit import installations
 from tests.unit.installations import FILES, METADATA, WHEEL, install
 from wheels import extract as module
-from wheels.documents import Descriptor, Image, Layer
 from wheels.extract import Wish, extract, plan_extract, run_extract, take_components, wanted_of
 from wheels.extracted import RECORDS, recorded, taken_components
-from wheels.image import Found, Wanted
+from wheels.images.documents import Descriptor, Image, Layer
+from wheels.images.image import Found, Wanted
 from wheels.sbom import sbom_in
 from wheels.target import Target
 

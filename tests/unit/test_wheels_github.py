@@ -11,8 +11,8 @@ import pytest
 from core.errors import PublishRefused, RegistryRefused, UsageError
 from tests.unit.faultyserver import Reply, serving
 from tests.unit.small_wheels import small_place
-from wheels.github import LARGEST, github, notes
-from wheels.release import Part, Release, draw
+from wheels.publishing.github import LARGEST, github, notes
+from wheels.publishing.release import Part, Release, draw
 
 
 @pytest.fixture

@@ -37,10 +37,10 @@ from tests.unit.layersamples import (
     tree,
     whiteout,
 )
-from wheels import image as image_module
-from wheels import layers
-from wheels.freshfolder import FreshFolder
-from wheels.image import Found, Wanted, extract_files
+from wheels.images import image as image_module
+from wheels.images import layers
+from wheels.images.freshfolder import FreshFolder
+from wheels.images.image import Found, Wanted, extract_files
 
 INFO = f"{SITE}/pkg-1.0.dist-info"
 WHOLE = distribution()

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.samples import wheel
-from wheels.index import Offer, offer, pages
-from wheels.simple import from_html, from_json
+from wheels.publishing.index import Offer, offer, pages
+from wheels.publishing.simple import from_html, from_json
 
 METADATA = b"Metadata-Version: 2.1\nName: a-b\nVersion: 1.0+cu130\nRequires-Python: >=3.10,<4\n\nText\n"
 BASE = "https://host/wheels/simple/a-b/"

@@ -36,12 +36,12 @@ from tests.unit.layersamples import (
     packed,
     tar,
 )
-from wheels import inflate, layers
-from wheels.behind import DEPTH, Behind
-from wheels.inflate import Marks, Unpackable, unpacked
-from wheels.layers import Budget, Index, Span, read_layer, read_spans
-from wheels.sightings import Lookout
-from wheels.tarstream import Damaged, Kind, Member, TarStream
+from wheels.images import inflate, layers
+from wheels.images.behind import DEPTH, Behind
+from wheels.images.inflate import Marks, Unpackable, unpacked
+from wheels.images.layers import Budget, Index, Span, read_layer, read_spans
+from wheels.images.sightings import Lookout
+from wheels.images.tarstream import Damaged, Kind, Member, TarStream
 
 HOWS = ("gzip", "members", "zstd", "bare")
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from core.errors import ImageRefused, SparkstackError, UsageError
 from tests.unit.imagesamples import Sample, digest_of, noise, of, tagged, tar_of
-from wheels import layout
-from wheels.oci import Descriptor, open_image
+from wheels.images import layout
+from wheels.images.oci import Descriptor, open_image
 
 LAYER = tar_of({"a": noise(3_000_000)})
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from core.errors import ImageRefused, UsageError
 from tests.unit.imagesamples import DOCKER, OCI, Sample, digest_of, of, tar_of
-from wheels.documents import Descriptor, Document, check_digest, listed, normal, resolve
-from wheels.oci import Image, open_image
-from wheels.reference import Reference, is_loopback, parse_reference
+from wheels.images.documents import Descriptor, Document, check_digest, listed, normal, resolve
+from wheels.images.oci import Image, open_image
+from wheels.images.reference import Reference, is_loopback, parse_reference
 
 REFERENCES = json.loads((Path(__file__).parent / "tables" / "image_references.json").read_text())
 LAYER = tar_of({"a": b"1"})

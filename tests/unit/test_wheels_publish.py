@@ -13,14 +13,14 @@ from core.errors import BuildFailed, PublishRefused, UsageError
 from core.plan import Report
 from tests.unit.samples import cpu
 from tests.unit.small_wheels import Place, listed, small_place
-from wheels import publish as module
-from wheels import release as releases
-from wheels.artifacts import Artifacts
-from wheels.github import GitHub
-from wheels.publish import Wish, destination, publish, refuse_unfit
-from wheels.pypi import PackageIndex
-from wheels.release import Release
-from wheels.shared import SharedFolder
+from wheels.publishing import publish as module
+from wheels.publishing import release as releases
+from wheels.publishing.artifacts import Artifacts
+from wheels.publishing.github import GitHub
+from wheels.publishing.publish import Wish, destination, publish, refuse_unfit
+from wheels.publishing.pypi import PackageIndex
+from wheels.publishing.release import Release
+from wheels.publishing.shared import SharedFolder
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pytest
 from core.errors import CommandFailed, PublishRefused, RegistryRefused
 from tests.unit.small_wheels import Place, small_place
 from tests.unit.webserver import Web, serving
-from wheels import pypi as module
-from wheels.pypi import PackageIndex, package_index
-from wheels.release import Release, draw
+from wheels.publishing import pypi as module
+from wheels.publishing.pypi import PackageIndex, package_index
+from wheels.publishing.release import Release, draw
 
 ALPHA = "spark_alpha-1.0+cu130-py3-none-any.whl"
 NEEDED = "spark_needed-2.0-py3-none-any.whl"

@@ -27,12 +27,12 @@ from core.errors import ConfigError, HostNotReady, ImageRefused, RegistryRefused
 from tests.unit.faultyserver import Memory, Reply, Server, changed, cut, serving, status, whole
 from tests.unit.imagesamples import DOCKER, OCI, Sample, digest_of, noise, of, tar_of
 from tests.unit.smalldisk import mounted
-from wheels import blobstore, patience
-from wheels.blobstore import kept
-from wheels.login import Credentials, challenges, credentials, scrub
-from wheels.oci import Descriptor, Image, forget, open_image
-from wheels.patience import retry_after
-from wheels.registry import Registry
+from wheels.images import blobstore, patience
+from wheels.images.blobstore import kept
+from wheels.images.login import Credentials, challenges, credentials, scrub
+from wheels.images.oci import Descriptor, Image, forget, open_image
+from wheels.images.patience import retry_after
+from wheels.images.registry import Registry
 
 SIZE = 5_000_000
 LAYER = tar_of({"a": noise(SIZE)})

@@ -14,8 +14,8 @@ import pytest
 from core.errors import BuildFailed, HostNotReady, PublishRefused
 from tests.unit.small_wheels import Place, listed, small_place
 from tests.unit.smalldisk import mounted
-from wheels.release import Part, Release, assemble, draw, names_in, pending
-from wheels.shared import SharedFolder
+from wheels.publishing.release import Part, Release, assemble, draw, names_in, pending
+from wheels.publishing.shared import SharedFolder
 
 ALPHA = "spark_alpha-1.0+cu130-py3-none-any.whl"
 NEEDED = "spark_needed-2.0-py3-none-any.whl"

@@ -17,7 +17,7 @@ from packaging.metadata import parse_email
 
 from core.errors import WheelRefused
 from tests.unit.samples import X86, manifest, wheel
-from wheels.documents import Image
+from wheels.images.documents import Image
 from wheels.ingredients import Container, Ingredients, Patch, Pinned, Source
 from wheels.manifest import Manifest
 from wheels.sbom import PLACE, image_files, licenses, release_sbom, sbom_in, wheel_sbom

@@ -11,10 +11,10 @@ from core.errors import PublishRefused, RegistryRefused
 from tests.unit.faultyserver import Asked, Server, cut, status
 from tests.unit.small_wheels import small_place
 from tests.wheels.octokit import GitHubServer, Wrong, running
-from wheels import github as module
-from wheels import patience
-from wheels.github import GitHub, github
-from wheels.release import Release, assemble, draw
+from wheels.images import patience
+from wheels.publishing import github as module
+from wheels.publishing.github import GitHub, github
+from wheels.publishing.release import Release, assemble, draw
 
 pytestmark = pytest.mark.wheels
 ALPHA = "spark_alpha-1.0+cu130-py3-none-any.whl"

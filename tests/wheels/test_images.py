@@ -28,8 +28,8 @@ from tests.unit.layersamples import (
     whiteout,
 )
 from tests.wheels.images import Workbench
-from wheels.image import Found, Wanted, extract_files
-from wheels.oci import open_image
+from wheels.images.image import Found, Wanted, extract_files
+from wheels.images.oci import open_image
 
 pytestmark = pytest.mark.wheels
 PLATFORM = "linux/amd64"

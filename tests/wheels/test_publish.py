@@ -24,14 +24,14 @@ from tests.unit.faultyserver import Asked, Backend, Reply, in_front_of, serving,
 from tests.unit.small_wheels import Place, listed, small_wheel
 from tests.wheels.indexes import Served, closed_pypi_server, nginx, plain, pypi_server
 from tests.wheels.registry import Registry, registry, running
-from wheels import artifacts as artifacts_module
-from wheels import patience
-from wheels import publish as module
-from wheels import release as releases
-from wheels.audit import audit
+from wheels.images import patience
 from wheels.manifest import describe
-from wheels.publish import Wish, publish
-from wheels.release import names_in
+from wheels.publishing import artifacts as artifacts_module
+from wheels.publishing import publish as module
+from wheels.publishing import release as releases
+from wheels.publishing.audit import audit
+from wheels.publishing.publish import Wish, publish
+from wheels.publishing.release import names_in
 
 __all__ = ["registry"]
 pytestmark = pytest.mark.wheels

@@ -20,10 +20,10 @@ from core.process import run
 from tests.unit.faultyserver import Server, changed, cut, in_front_of, serving, status
 from tests.unit.imagesamples import Sample, digest_of, noise, of, tagged, tar_of
 from tests.wheels.registry import Authority, Registry, running, token_server
-from wheels import patience
-from wheels.blobstore import kept
-from wheels.oci import Descriptor, Image, open_image
-from wheels.registry import Registry as Session
+from wheels.images import patience
+from wheels.images.blobstore import kept
+from wheels.images.oci import Descriptor, Image, open_image
+from wheels.images.registry import Registry as Session
 
 pytestmark = pytest.mark.wheels
 
@@ -235,7 +235,7 @@ class TestFaults:
         digest = layer_digest(real, tmp_path / "first")
         work = tmp_path / "work"
         code = (
-            "import sys, pathlib\nfrom wheels import blobstore\nfrom wheels.oci import open_image\n"
+            "import sys, pathlib\nfrom wheels.images import blobstore\nfrom wheels.images.oci import open_image\n"
             "blobstore.CHECKPOINT = 4_000_000\n"
             "with open_image(sys.argv[1], print, work=pathlib.Path(sys.argv[2])) as blobs:\n"
             "    stream = blobs.read(blobs.image('linux/arm64').layers[0].blob, print)\n"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from wheels.layers import Entry, Index, Span
-from wheels.tarstream import Kind
+from wheels.images.layers import Entry, Index, Span
+from wheels.images.tarstream import Kind
 
 FILES = {Kind.FILE, Kind.PROGRAM}
 FOLDERS = {Kind.FOLDER, Kind.IMPLIED}

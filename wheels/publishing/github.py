@@ -23,11 +23,11 @@ from pydantic import BaseModel, ValidationError
 from core.errors import PublishRefused, RegistryRefused, UsageError
 from core.plan import Report, megabytes
 from core.store import BLOCK, SILENCE, Slowly, public, without_secrets
-from wheels.index import METADATA, PAGES
+from wheels.images.patience import BUSY, Patience
+from wheels.images.reference import is_loopback
 from wheels.manifest import Manifest
-from wheels.patience import BUSY, Patience
-from wheels.reference import is_loopback
-from wheels.release import Part, Release
+from wheels.publishing.index import METADATA, PAGES
+from wheels.publishing.release import Part, Release
 
 API = "https://api.github.com"
 VERSION = "2022-11-28"

@@ -11,7 +11,7 @@ from core.config import shown
 from core.errors import SignatureRefused
 from core.store import digest
 from wheels.manifest import LOCK, MANIFEST, SIGNATURE, Manifest
-from wheels.release import SIGNED, SUMS, names_in
+from wheels.publishing.release import SIGNED, SUMS, names_in
 from wheels.signature import verify
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\x00-\x1f][^\\\x00-\x1f]*)")

@@ -25,8 +25,8 @@ from core.errors import CommandFailed, PublishRefused, RegistryRefused, UsageErr
 from core.plan import Report, megabytes
 from core.process import follow
 from core.store import SILENCE, public, without_secrets
-from wheels.release import Part, Release
-from wheels.simple import ACCEPT, Link, links_of
+from wheels.publishing.release import Part, Release
+from wheels.publishing.simple import ACCEPT, Link, links_of
 
 KNOWN = {
     "https://upload.pypi.org/legacy/": "https://pypi.org/simple/",

@@ -16,10 +16,10 @@ from urllib.parse import quote
 from core.errors import PublishRefused, RegistryRefused, UsageError
 from core.plan import Report, megabytes
 from core.store import Slowly
-from wheels.documents import OCI_MANIFEST
-from wheels.reference import parse_reference
-from wheels.registry import Answer, Registry
-from wheels.release import Part, Release
+from wheels.images.documents import OCI_MANIFEST
+from wheels.images.reference import parse_reference
+from wheels.images.registry import Answer, Registry
+from wheels.publishing.release import Part, Release
 
 ARTIFACT = "application/vnd.sparkstack.release.v1"
 EMPTY = "application/vnd.oci.empty.v1+json"

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 from core.config import WORK, shown
 from core.plan import Report
 from core.store import BLOCK, full_disk_is_said, held
-from wheels.documents import Descriptor
+from wheels.images.documents import Descriptor
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -18,7 +18,7 @@ from core.errors import ImageRefused, UsageError
 from core.mistakes import nearest
 from core.plan import Report, megabytes
 from core.store import BLOCK
-from wheels.documents import (
+from wheels.images.documents import (
     LARGEST_DOCUMENT,
     Blobs,
     Descriptor,

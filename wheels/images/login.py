@@ -18,7 +18,7 @@ from typing import Any
 from core.config import shown
 from core.errors import ConfigError, RegistryRefused, UsageError
 from core.store import without_secrets
-from wheels.reference import HUB
+from wheels.images.reference import HUB
 
 NGC = "nvcr.io"
 NGC_KEY = "NGC_API_KEY"

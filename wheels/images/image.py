@@ -18,13 +18,13 @@ from core.errors import ImageRefused
 from core.mistakes import nearest
 from core.plan import Report, megabytes
 from wheels.canonical import MAX_BYTES, NotAWheel
-from wheels.freshfolder import FreshFolder
-from wheels.layers import Budget, Index, Span, read_layer, read_spans
-from wheels.oci import Blobs, Image
+from wheels.images.freshfolder import FreshFolder
+from wheels.images.layers import Budget, Index, Span, read_layer, read_spans
+from wheels.images.oci import Blobs, Image
+from wheels.images.sightings import Ambiguous, Lookout, Sighting, Wanted, choose
+from wheels.images.whiteouts import Barred, Lies, Verdict, judge
 from wheels.record import Row, parse_record
 from wheels.scheme import candidates, scheme_of
-from wheels.sightings import Ambiguous, Lookout, Sighting, Wanted, choose
-from wheels.whiteouts import Barred, Lies, Verdict, judge
 
 __all__ = ["Found", "Wanted", "extract_files"]
 LARGEST_RECORD = 32 * 1024**2

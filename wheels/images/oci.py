@@ -8,11 +8,11 @@ from pathlib import Path
 
 from core.config import WORK
 from core.plan import Report
-from wheels.blobstore import forget
-from wheels.documents import Blobs, Descriptor, Image, Layer
-from wheels.layout import open_archive, open_folder
-from wheels.pull import open_repository
-from wheels.reference import parse_reference
+from wheels.images.blobstore import forget
+from wheels.images.documents import Blobs, Descriptor, Image, Layer
+from wheels.images.layout import open_archive, open_folder
+from wheels.images.pull import open_repository
+from wheels.images.reference import parse_reference
 
 __all__ = ["Blobs", "Descriptor", "Image", "Layer", "forget", "open_image"]
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from core.errors import ImageRefused
 from core.plan import Report, megabytes
-from wheels.behind import Behind
-from wheels.inflate import Marks, Plain, Unpackable, unpacked
-from wheels.oci import Blobs, Layer
-from wheels.sightings import Lookout, Sighting
-from wheels.tarstream import Damaged, Kind, Member, TarStream, clean
+from wheels.images.behind import Behind
+from wheels.images.inflate import Marks, Plain, Unpackable, unpacked
+from wheels.images.oci import Blobs, Layer
+from wheels.images.sightings import Lookout, Sighting
+from wheels.images.tarstream import Damaged, Kind, Member, TarStream, clean
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -18,13 +18,13 @@ from core.config import DIST, Stack, shown
 from core.errors import BuildFailed, PublishRefused, UsageError
 from core.mistakes import nearest
 from core.plan import Report
-from wheels import release as releases
-from wheels.artifacts import artifacts
-from wheels.github import github
 from wheels.manifest import MANIFEST, SIGNATURE, Manifest
-from wheels.pypi import package_index
-from wheels.release import SIGNED, Release
-from wheels.shared import SharedFolder
+from wheels.publishing import release as releases
+from wheels.publishing.artifacts import artifacts
+from wheels.publishing.github import github
+from wheels.publishing.pypi import package_index
+from wheels.publishing.release import SIGNED, Release
+from wheels.publishing.shared import SharedFolder
 from wheels.signature import sign
 
 SHAPES = "folder:PATH, index:URL, oci:HOST/REPOSITORY, github:OWNER/REPOSITORY"

@@ -22,9 +22,9 @@ import httpx
 from core.errors import RegistryRefused
 from core.plan import Report
 from core.store import SILENCE, public, without_secrets
-from wheels.login import NGC, NGC_KEY, Challenge, Credentials, bearer, challenges, credentials, scrub
-from wheels.patience import BUSY, Patience
-from wheels.reference import HUB, HUB_SERVER, is_loopback
+from wheels.images.login import NGC, NGC_KEY, Challenge, Credentials, bearer, challenges, credentials, scrub
+from wheels.images.patience import BUSY, Patience
+from wheels.images.reference import HUB, HUB_SERVER, is_loopback
 
 for _library in ("httpx", "httpcore"):  # they log signed URLs, whoever else wants to see everything
     logging.getLogger(_library).setLevel(logging.WARNING)

@@ -20,10 +20,10 @@ from core.config import DIST, shown
 from core.errors import BuildFailed, PublishRefused
 from core.plan import Report, megabytes
 from core.store import digest, full_disk_is_said, held, plain_name
-from wheels.index import METADATA, Offer, offer, pages
 from wheels.intact import metadata_of
 from wheels.manifest import LOCK, MANIFEST, SIGNATURE, Manifest
 from wheels.provenance import statement
+from wheels.publishing.index import METADATA, Offer, offer, pages
 from wheels.sbom import release_sbom
 
 RELEASES = DIST / "releases"

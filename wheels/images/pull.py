@@ -14,8 +14,8 @@ from core.config import WORK
 from core.errors import RegistryRefused
 from core.plan import Report, megabytes
 from core.store import BLOCK, Slowly
-from wheels.blobstore import Growing, Kept, kept
-from wheels.documents import (
+from wheels.images.blobstore import Growing, Kept, kept
+from wheels.images.documents import (
     INDEXES,
     LARGEST_DOCUMENT,
     MANIFESTS,
@@ -27,8 +27,8 @@ from wheels.documents import (
     refused,
     resolve,
 )
-from wheels.reference import Reference
-from wheels.registry import Answer, Registry, explained
+from wheels.images.reference import Reference
+from wheels.images.registry import Answer, Registry, explained
 
 ACCEPT = ", ".join((*INDEXES, *MANIFESTS))
 ENOUGH = 1024**2

@@ -12,9 +12,9 @@ from core.config import shown
 from core.errors import PublishRefused
 from core.plan import Report
 from core.store import held
-from wheels.index import Offer, pages
 from wheels.manifest import MANIFEST, Manifest
-from wheels.release import SUMS, Release, assemble, offers_of, pending, write
+from wheels.publishing.index import Offer, pages
+from wheels.publishing.release import SUMS, Release, assemble, offers_of, pending, write
 
 
 @dataclass(frozen=True)

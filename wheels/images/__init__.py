@@ -1,0 +1,1 @@
+"""Images without Docker: registries and layouts, layers as they lie over each other, the files of a distribution."""

@@ -1,0 +1,1 @@
+"""A release as a folder that is a package index, and the places it is sent to."""
