@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import BuildFailed
+from core.store import has_size
 from wheels.manifest import Wheel, sha256_of
 
 
@@ -25,7 +26,7 @@ def recorded(place: Path) -> tuple[Wheel, ...]:
     """Return the wheels that were built and are still there with their size."""
     records = sorted((place / "built").glob("*.json"))
     wheels = (Wheel.model_validate_json(path.read_text(encoding="utf-8")) for path in records)
-    return tuple(wheel for wheel in wheels if _has_size(place / wheel.filename, wheel.size))
+    return tuple(wheel for wheel in wheels if has_size(place / wheel.filename, wheel.size))
 
 
 def described(place: Path, filename: str) -> Wheel:
@@ -51,7 +52,3 @@ def described_as(place: Path, name: str) -> Wheel:
 def _intact(place: Path, wanted: Callable[[Wheel], bool]) -> Wheel | None:
     candidates = (wheel for wheel in recorded(place) if wanted(wheel))
     return next((wheel for wheel in candidates if sha256_of(place / wheel.filename) == wheel.sha256), None)
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size

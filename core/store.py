@@ -47,6 +47,11 @@ def has_file(sha256: str, *, work: Path = WORK) -> bool:
     return bool(_stored(sha256, work))
 
 
+def has_size(path: Path, size: int) -> bool:
+    """Say whether a file is there and has so many bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
 def _stored(sha256: str, work: Path) -> list[Path]:
     folder = work / "files" / sha256
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))

@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import ValidationError
 
 from core.config import Model, Stack
+from core.store import has_size
 
 RECORDS = "extracted"
 
@@ -53,7 +54,7 @@ def record(place: Path, made: Extracted) -> None:
 def recorded(place: Path) -> tuple[Extracted, ...]:
     """Return the wheels in a folder that were extracted and are still there, with their size."""
     found = (_read(path) for path in sorted((place / RECORDS).glob("*.json")))
-    return tuple(one for one in found if one and _has_size(place / one.filename, one.size))
+    return tuple(one for one in found if one and has_size(place / one.filename, one.size))
 
 
 def _read(path: Path) -> Extracted | None:
@@ -61,10 +62,6 @@ def _read(path: Path) -> Extracted | None:
         return Extracted.model_validate_json(path.read_bytes())
     except ValidationError:  # of another version of the suite, or damaged: the wheel is taken once more
         return None
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def taken_components(stack: Stack, place: Path) -> Iterator[Extracted]:

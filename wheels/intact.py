@@ -11,7 +11,7 @@ from pathlib import Path
 from core.errors import BuildFailed
 
 # what zipfile raises for damaged bytes, tried by changing each one of a wheel
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def metadata_of(wheel: Path) -> bytes:
@@ -22,7 +22,7 @@ def metadata_of(wheel: Path) -> bytes:
                 name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1
             ]
             return archive.read(names[0])
-    except (*_UNREADABLE, IndexError) as error:
+    except (*UNREADABLE, IndexError) as error:
         raise BuildFailed(f"{wheel.name} has no METADATA: {error}", next_move="build it again") from error
 
 
@@ -32,7 +32,7 @@ def require_files(wheel: Path, names: tuple[str, ...]) -> None:
         with zipfile.ZipFile(wheel) as archive:
             broken = archive.testzip()
             present = set(archive.namelist())
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise BuildFailed(f"{wheel.name} is not an intact zip file: {error}", next_move="build it again") from error
     if broken:
         raise BuildFailed(f"{wheel.name}: {broken} in it is damaged", next_move="build it again")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 
 from wheels.canonical import CHUNK, SIGNATURES, Entry, NotAWheel, wheel_files
+from wheels.intact import UNREADABLE
 from wheels.naming import HEADER, identify, machine_of, require_same, require_tags_fit
 from wheels.record import Row, difference, parse_record
 
 MOST = 64 * 1024**2
 """Bytes of a RECORD or METADATA."""
-# what zipfile raises for damaged bytes, tried by changing each one of a wheel
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def take(wheel: Path, name: str, version: str, target: Path) -> Path:
@@ -48,7 +45,7 @@ def prove(wheel: Path, name: str, version: str) -> None:
             _prove(wheel.name, files, name, version)
     except NotAWheel as error:
         raise NotAWheel(f"{wheel.name}: {error}") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise NotAWheel(f"{wheel.name} is not a wheel that can be read: {error}") from error
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from core.config import DIST, ROOT, Model, Stack
 from core.errors import BuildFailed
+from core.store import has_size
 from wheels.ingredients import Ingredients, Tool
 from wheels.lock import for_target, read_lock
 from wheels.target import Target
@@ -168,11 +169,7 @@ def planned(stack: Stack, target: Target) -> Manifest:
 def damaged(stack: Stack, manifest: Manifest) -> list[str]:
     """Return the names of wheel files that are missing or have another size than the manifest says."""
     place = folder(stack, manifest.target)
-    return [wheel.filename for wheel in manifest.wheels if not _has_size(place / wheel.filename, wheel.size)]
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return [wheel.filename for wheel in manifest.wheels if not has_size(place / wheel.filename, wheel.size)]
 
 
 def _holds(path: Path, text: str) -> bool:
