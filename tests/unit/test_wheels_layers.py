@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import ImageRefused
+from core.errors import ImageRefused, RegistryRefused
 from tests.unit.layersamples import (
     DEVICE,
     FILE,
@@ -466,6 +466,17 @@ def test_a_damaged_layer_is_refused_by_its_number(blob: bytes, says: str) -> Non
     made = Memory()
     made.add(blob, digest_of(b""))
     with pytest.raises(ImageRefused, match=rf"layer 1 \(sha256:[0-9a-f]+\) is refused: .*{says}"):
+        read(made)
+
+
+@pytest.mark.parametrize("at", [3, 700, 5000])
+def test_bytes_that_were_changed_on_their_way_are_found_by_their_digest_and_not_blamed_on_the_image(at: int) -> None:
+    made = memory(tar(entry("x", os.urandom(20_000))))
+    (name,) = made.blobs
+    data = bytearray(made.blobs[name])
+    data[at] ^= 0xFF
+    made.blobs[name] = bytes(data)
+    with pytest.raises(RegistryRefused, match="it is another blob"):
         read(made)
 
 

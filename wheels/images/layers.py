@@ -113,13 +113,23 @@ def read_layer(blobs: Blobs, index: Index, lookout: Lookout, budget: Budget, rep
     layer = index.layer
     index.marks.most = min(index.marks.most, budget.marks)
     with _said_of(index):
-        with closing(_stream(blobs, layer, report)) as blocks, _scanning(index, lookout, budget) as scan:
-            for block in blocks:
-                scan.put(block)
-            diff_id = scan.result()
+        with closing(_stream(blobs, layer, report)) as blocks:
+            try:
+                diff_id = _scanned(blocks, index, lookout, budget)
+            except (Damaged, Unpackable):
+                for _ in blocks:  # bytes that were changed on their way end here, refused by their digest and not kept
+                    pass
+                raise
         budget.marks -= len(index.marks.found)
         if diff_id != layer.diff_id:
             raise Damaged(f"its content has the digest {diff_id}, the image's configuration says {layer.diff_id}")
+
+
+def _scanned(blocks: Iterable[bytes], index: Index, lookout: Lookout, budget: Budget) -> str:
+    with _scanning(index, lookout, budget) as scan:
+        for block in blocks:
+            scan.put(block)
+        return scan.result()
 
 
 def _stream(blobs: Blobs, layer: Layer, report: Report) -> Generator[bytes, None, None]:
