@@ -345,7 +345,7 @@ def record_is_true(case: Case) -> Iterator[Problem]:
 def licence_is_there(case: Case) -> Iterator[Problem]:
     """It says under which licence it is: an expression, a classifier, the old field or a file."""
     if not case.sheet.licence.in_words:
-        yield Problem("making", "says nothing of its licence", "add License-Expression and the licence's file")
+        yield Problem("note", "says nothing of its licence", "add License-Expression and the licence's file")
 
 
 def requirements_are_met(case: Case) -> Iterator[Problem]:
