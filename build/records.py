@@ -5,7 +5,6 @@ A record is `built/NAME.json` in the wheels' folder and has the form of the mani
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from core.errors import BuildFailed
@@ -31,24 +30,8 @@ def recorded(place: Path) -> tuple[Wheel, ...]:
 
 def described(place: Path, filename: str) -> Wheel:
     """Return the record of a built wheel, its hash checked. Raises BuildFailed when it is missing or another one."""
-    found = _intact(place, lambda wheel: wheel.filename == filename)
-    if found is None:
-        (place / filename).unlink(missing_ok=True)
-        raise BuildFailed(f"{filename} is not the wheel that was built", next_move="run the same command again")
-    return found
-
-
-def described_as(place: Path, name: str) -> Wheel:
-    """Return the record of a distribution, its wheel hashed again. Raises BuildFailed when it is missing or changed."""
-    found = _intact(place, lambda wheel: wheel.name == name)
-    if found is None:
-        (place / "built" / f"{name}.json").unlink(missing_ok=True)
-        raise BuildFailed(
-            f"the wheel of {name} is not the one that was recorded", next_move="run the same command again"
-        )
-    return found
-
-
-def _intact(place: Path, wanted: Callable[[Wheel], bool]) -> Wheel | None:
-    candidates = (wheel for wheel in recorded(place) if wanted(wheel))
-    return next((wheel for wheel in candidates if sha256_of(place / wheel.filename) == wheel.sha256), None)
+    for wheel in recorded(place):
+        if wheel.filename == filename and sha256_of(place / filename) == wheel.sha256:
+            return wheel
+    (place / filename).unlink(missing_ok=True)
+    raise BuildFailed(f"{filename} is not the wheel that was built", next_move="run the same command again")
