@@ -65,6 +65,8 @@ class Context:
     hosts: Hosts
     screen: Screen
     journal: Journal
+    guard: Callable[[], None] = lambda: None
+    """Raises what forbids to go on; asked before each stage."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,39 @@ class Signals:
 def apply(plan: Plan, context: Context) -> None:
     """Run the plan. Raises the first error of a stage after the nodes at work have ended theirs, and Interrupted.
 
+    Stages that can be undone are then undone on all their nodes, the last first; the error says how that went.
+
     A plan that holds a step which this version cannot run is refused before anything is done.
     """
     _refuse_later(plan)
     for node in dict.fromkeys(step.node for step in plan.steps if step.privileged):
         context.hosts[node].prepare_privileged()
+    begun: list[Stage] = []
     for stage in plan.stages:
-        _run_stage(stage, context)
+        begun.append(stage)
+        try:
+            context.guard()
+            _run_stage(stage, context)
+        except BaseException as error:
+            back = [said for one in reversed(begun) for said in _take_back(one, context)]
+            if isinstance(error, SparkstackError):
+                error.evidence = "\n".join([error.evidence, *back]).strip()
+            raise
+
+
+def _take_back(stage: Stage, context: Context) -> Iterator[str]:
+    """Undo a stage on every node that answers; say for each how it went."""
+    for step in stage.undo:
+        began = monotonic()
+        try:
+            context.hosts[step.node].run(argv_of(step), privileged=step.privileged, timeout=step.timeout)
+        except SparkstackError as error:
+            said = f"{step.node}: it could not {step.title}: {error.cause}"
+        else:
+            said = f"{step.node}: {step.title}: done"
+        context.journal.write(f"undo: {stage.title}", step, monotonic() - began, said)
+        context.screen.line(f"  {said}")
+        yield said
 
 
 def _refuse_later(plan: Plan) -> None:

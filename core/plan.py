@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
@@ -145,6 +145,8 @@ class Stage:
 
     title: str
     steps: tuple[Step, ...]
+    undo: tuple[Run, ...] = ()
+    """What takes it back on each of its nodes when it, or a stage after it, does not end well."""
 
     @property
     def by_node(self) -> dict[str, tuple[Step, ...]]:
@@ -173,10 +175,18 @@ class Plan:
         return not self.stages
 
 
-def make_plan(title: str, stages: Iterable[tuple[str, Iterable[Step]]], notes: Iterable[str] = ()) -> Plan:
-    """Make a plan of (title, steps) pairs; stages without steps are left out."""
+def make_plan(
+    title: str,
+    stages: Iterable[tuple[str, Iterable[Step]]],
+    notes: Iterable[str] = (),
+    undo: Mapping[str, Iterable[Run]] | None = None,
+) -> Plan:
+    """Make a plan of (title, steps) pairs; stages without steps are left out. ``undo`` is by title of a stage."""
     made = ((name, tuple(steps)) for name, steps in stages)
-    return Plan(title, tuple(Stage(name, steps) for name, steps in made if steps), tuple(notes))
+    back = undo or {}
+    return Plan(
+        title, tuple(Stage(name, steps, tuple(back.get(name, ()))) for name, steps in made if steps), tuple(notes)
+    )
 
 
 def command_of(step: Step, *, whole: bool = True) -> str:
@@ -243,6 +253,7 @@ def as_text(plan: Plan, *, contents: bool = True) -> str:
         lines.append(f"\n{number}. {stage.title}")
         for step in stage.steps:
             lines += _step_lines(step, contents=contents)
+        lines += [f"   {step.node}: if this or a later stage fails: {step.title}" for step in stage.undo]
     lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
     return "\n".join(lines)
 
@@ -285,7 +296,12 @@ def as_data(plan: Plan) -> dict[str, object]:
         "title": plan.title,
         "notes": list(plan.notes),
         "stages": [
-            {"title": stage.title, "steps": [_step_data(step) for step in stage.steps]} for stage in plan.stages
+            {
+                "title": stage.title,
+                "steps": [_step_data(step) for step in stage.steps],
+                **({"undo": [_step_data(step) for step in stage.undo]} if stage.undo else {}),
+            }
+            for stage in plan.stages
         ],
     }
 

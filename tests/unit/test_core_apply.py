@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from core.apply import Context, Journal, apply
 from core.config import ROOT
-from core.errors import CommandFailed, Interrupted, NotBuiltYet, NotServing, SparkstackError
+from core.errors import CommandFailed, Interrupted, LockHeld, NotBuiltYet, NotServing, SparkstackError
 from core.host import SudoPassword
 from core.local import LocalHost
 from core.plan import Call, Job, Later, Plan, Poll, Pull, Push, Run, Step, Write, make_plan
@@ -298,3 +299,53 @@ def _number(path: Path, seconds: float = 20) -> int:
             return int(text)
         time.sleep(0.05)
     raise AssertionError(f"{path} was not written")
+
+
+def undone(*stages: tuple[str, list[Step]], undo: dict[str, list[Run]]) -> Plan:
+    return make_plan("test", stages, undo=undo)
+
+
+def test_a_stage_is_undone_on_all_its_nodes_when_a_later_one_fails_and_the_error_says_so(tmp_path: Path) -> None:
+    seen = context(tmp_path)
+    back = [run(node, "touch", str(tmp_path / f"back-{node}"), title="switch back") for node in "ab"]
+    later = run("b", "touch", str(tmp_path / "never"), title="undo later")
+    stages = [
+        ("switch", [run("a", "true"), run("b", "true")]),
+        ("check", [run("b", "false")]),
+        ("note", [run("a", "true")]),
+    ]
+    with pytest.raises(CommandFailed) as caught:
+        apply(undone(*stages, undo={"switch": back, "note": [later]}), seen)
+    assert caught.value.evidence == "a: switch back: done\nb: switch back: done"
+    assert sorted(path.name for path in tmp_path.glob("back-*")) == ["back-a", "back-b"]
+    assert not (tmp_path / "never").exists()
+    assert [entry["stage"] for entry in journal(seen)][-2:] == ["undo: switch", "undo: switch"]
+
+
+def test_a_node_that_cannot_be_undone_is_named_and_the_others_are_undone(tmp_path: Path) -> None:
+    back = [run("a", "false", title="switch back"), run("b", "touch", str(tmp_path / "back"), title="switch back")]
+    with pytest.raises(CommandFailed) as caught:
+        apply(undone(("switch", [run("b", "false")]), undo={"switch": back}), context(tmp_path))
+    assert "a: it could not switch back: `false` ended with 1\nb: switch back: done" in caught.value.evidence
+    assert (tmp_path / "back").exists()
+
+
+def test_a_plan_that_ends_well_undoes_nothing(tmp_path: Path) -> None:
+    back = [run("a", "touch", str(tmp_path / "back"))]
+    apply(undone(("switch", [run("a", "true")]), undo={"switch": back}), context(tmp_path))
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_guard_that_forbids_to_go_on_ends_the_plan_before_the_next_stage_and_undoes_it(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def guard() -> None:
+        if done:
+            raise LockHeld("the lock is lost", next_move="run it again")
+
+    guarded = replace(context(tmp_path), guard=guard)
+    stages = [("switch", [call("a", "one", lambda: done.append("one"))]), ("two", [call("a", "two", done.clear)])]
+    with pytest.raises(LockHeld):
+        apply(undone(*stages, undo={"switch": [run("a", "touch", str(tmp_path / "back"))]}), guarded)
+    assert done == ["one"]
+    assert (tmp_path / "back").exists()
