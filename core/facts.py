@@ -64,6 +64,7 @@ class NodeFacts:
     """Release id to its completion record; a release without one is in `partial`."""
     partial: frozenset[str]
     current: str | None
+    """The release in use."""
     model_files: Mapping[str, int]
     model_origin: Mapping[str, Any] | None
     """What the lab's trainer notes beside a model it made; None for any other model."""
@@ -78,6 +79,14 @@ class NodeFacts:
     """What builds wheels there."""
     builds: frozenset[str] = frozenset()
     """Names of the builds that have ended there and were not fetched yet."""
+    history: tuple[parsers.Taken, ...] = ()
+    """Releases in the order in which they were taken into use, the last one last."""
+    entries: frozenset[str] = frozenset()
+    """What the suite's folder holds."""
+    used: Mapping[str, int] = field(default_factory=dict)
+    """Path to bytes of what the suite's folder holds; files that several share count in each, once in the whole."""
+    locks: Mapping[str, str] = field(default_factory=dict)
+    """Release id to its stack.lock; like `used` only in an inventory."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -99,6 +108,8 @@ class Question:
     profile: Profile | None = None
     packages: tuple[str, ...] = ()
     token_argv: tuple[str, ...] = ()
+    inventory: bool = False
+    """Whether to count the disk that releases use, and to read which wheels they name."""
 
 
 def gather(hosts: Hosts, cluster: Cluster, question: Question) -> Captures:
@@ -184,11 +195,14 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "releases": ["find", f"{root}/releases", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
             "builds": ["find", f"{root}/build", "-mindepth", "3", "-maxdepth", "3", "-path", "*/out/result.json"],
             "current": ["readlink", f"{root}/current"],
+            "history": ["cat", f"{root}/history.jsonl"],
             "model": ["find", "-L", str(model), "-maxdepth", "1", "-type", "f", "-printf", "%f %s\n"],
             "units": ["systemctl", "show", UNITS, "-p", ",".join(parsers.UNIT_PROPERTIES)],
             "install": ["systemctl", "show", INSTALL_UNIT, "-p", ",".join(parsers.UNIT_PROPERTIES)],
             "processes": ["ps", "-eww", "-o", "pid=,user:32=,args="],
             "listening": ["ss", "-Hltn"],
+            "entries": ["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
+            **(_disk_request(root) if question.inventory else {}),
             **token,
         },
         "files": {
@@ -196,6 +210,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "mtu": ["/sys/class/net/*/mtu"],
             "speed": ["/sys/class/net/*/speed"],
             "complete": [f"{root}/releases/*/complete.json"],
+            **({"locks": [f"{root}/releases/*/stack.lock"]} if question.inventory else {}),
             "model_origin": [f"{model}/sparkstack.json"],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
         },
@@ -231,6 +246,11 @@ def _machine_request(root: Path, packages: tuple[str, ...], python: str = "pytho
             "cgroup_stat": ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"],
         },
     }
+
+
+def _disk_request(root: Path) -> dict[str, Any]:
+    du = ["du", "--block-size=1"]
+    return {"used": [*du, "--count-links", "--max-depth=2", str(root)], "total": [*du, "--summarize", str(root)]}
 
 
 _HEADERS = "import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h')))"
@@ -305,6 +325,10 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         token=reader.out("token", parsers.token_came),
         toolchain=_toolchain(reader),
         builds=reader.out("builds", parsers.ended_builds),
+        history=reader.out("history", parsers.history),
+        entries=frozenset(reader.out("entries", str.splitlines)),
+        used={**reader.out("used", parsers.disk_used), **reader.out("total", parsers.disk_used)},
+        locks={PurePosixPath(path).parent.name: text for path, text in reader.files("locks").items()},
     )
 
 

@@ -103,6 +103,15 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A release that was taken into use: when (ISO 8601, UTC) and by whom (user@host of the controller)."""
+
+    release: str
+    at: str
+    by: str
+
+
+@dataclass(frozen=True)
 class Toolchain:
     """What builds wheels on a machine. None: it was not asked; empty or False: it is not there."""
 
@@ -231,6 +240,18 @@ def names_and_sizes(text: str) -> dict[str, int]:
 def release_of_link(text: str) -> str | None:
     """Parse `readlink current`: the release's id."""
     return PurePosixPath(text.strip()).name or None
+
+
+def history(text: str) -> tuple[Taken, ...]:
+    """Parse ROOT/history.jsonl: a JSON object a line, the oldest first."""
+    rows = (record(line) for line in text.split("\n") if line.strip())
+    return tuple(Taken(str(row["release"]), str(row["at"]), str(row["by"])) for row in rows)
+
+
+def disk_used(text: str) -> dict[str, int]:
+    """Parse `du --block-size=1`: path to bytes."""
+    rows = (line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+    return {path: int(size) for size, path in rows}
 
 
 def meminfo(text: str) -> Memory:

@@ -323,3 +323,28 @@ def test_this_host_is_probed_as_a_machine_that_builds(tmp_path: Path) -> None:
     assert seen.disk_free > 0
     assert seen.toolchain.programs is not None
     assert (seen.units, seen.processes, seen.builds) == ({}, (), frozenset())
+
+
+def test_an_inventory_asks_for_the_disk_and_the_locks_and_no_other_question_does() -> None:
+    cluster = load_cluster("local")
+    plain = probe_request(cluster, cluster.head, Question())
+    whole = probe_request(cluster, cluster.head, Question(inventory=True))
+    assert whole["commands"].keys() - plain["commands"].keys() == {"used", "total"}
+    assert whole["files"].keys() - plain["files"].keys() == {"locks"}
+
+
+def test_an_inventory_is_read_by_release_and_by_path() -> None:
+    root = "/opt/sparkstack"
+    capture = {
+        **CAPTURE,
+        "history": {"code": 0, "out": '{"release": "one", "at": "2026-11-24T10:00:00Z", "by": "a@b"}\n'},
+        "entries": {"code": 0, "out": "releases\nwheels\n"},
+        "used": {"code": 0, "out": f"9\t{root}/releases/one\n30\t{root}\n"},
+        "total": {"code": 0, "out": f"20\t{root}\n"},
+        "locks": {"code": 0, "files": {f"{root}/releases/one/stack.lock": "torch==1"}},
+    }
+    seen = parse("lab-a", capture)
+    assert [taken.release for taken in seen.history] == ["one"]
+    assert seen.entries == {"releases", "wheels"}
+    assert seen.used == {f"{root}/releases/one": 9, root: 20}, "the whole counts a file that two share once"
+    assert seen.locks == {"one": "torch==1"}

@@ -243,6 +243,8 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "units": parsers.units,
     "processes": parsers.processes,
     "listeners": parsers.listeners,
+    "history": parsers.history,
+    "disk_used": parsers.disk_used,
     "record": parsers.record,
     "token_came": parsers.token_came,
 }
@@ -287,3 +289,22 @@ def test_the_codes_of_a_gpu_are_those_that_the_tools_name() -> None:
 )
 def test_programs_are_named_by_their_paths(text: str, programs: set[str]) -> None:
     assert parsers.program_names(text) == programs
+
+
+def test_a_history_names_releases_in_the_order_of_their_use() -> None:
+    text = '{"release": "one", "at": "2026-11-24T10:00:00Z", "by": "a@b"}\n\n{"release": "two", "at": "?", "by": "?"}\n'
+    assert parsers.history(text) == (
+        parsers.Taken("one", "2026-11-24T10:00:00Z", "a@b"),
+        parsers.Taken("two", "?", "?"),
+    )
+    assert parsers.history("") == ()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"release": "one"}'])
+def test_a_history_that_is_cut_is_no_history(text: str) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        parsers.history(text)
+
+
+def test_the_disk_that_is_used_is_read_by_path() -> None:
+    assert parsers.disk_used("4096\t/opt/a b\n8192\t/opt\nno\n") == {"/opt/a b": 4096, "/opt": 8192}
