@@ -1,4 +1,4 @@
-"""Releases on a node: a folder each with its own environment, made beside what runs, taken into use by one rename.
+"""Releases on a node: a folder each with its own environment, made beside what runs; deploy/switch.py takes it in use.
 
 `ROOT/releases/ID/` holds `venv`, `stack.lock` and, once it passed its checks, `complete.json`. A folder without that
 record is a leftover of a deployment that did not end; it is made anew.
@@ -7,12 +7,14 @@ record is a leftover of a deployment that did not end; it is made anew.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 
 from core.config import Cluster, Node, Stack
 from core.errors import ConfigError
 from core.facts import INSTALL_UNIT, NodeFacts
+from core.hand import NOBODY, Hand
 from core.plan import Run, Step, Write
 from deploy.push import wheel_folder
 from wheels.manifest import Manifest, Wheel, lock_text
@@ -152,12 +154,13 @@ def _install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosi
     )
 
 
-def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, manifest: Manifest) -> tuple[Step, ...]:
+def check_steps(
+    cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, manifest: Manifest, *, hand: Hand = NOBODY
+) -> tuple[Step, ...]:
     """Check the new environment (`pip check`, imports), then write the record that makes it a release."""
     if manifest.release in seen.releases:
         return ()
     python = str(interpreter(cluster, manifest.release))
-    record = {"release": manifest.release, "stack": stack.name, "wheels": len(manifest.wheels)}
     return (
         Run(
             node=node.name,
@@ -174,15 +177,7 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
             timeout=300,
             hint="the stack's lock and its wheels do not fit: read the lines above, then correct config/stacks",
         ),
-        Run(
-            node=node.name,
-            title=f"import {', '.join(stack.imports)}",
-            reason="a wheel counts once it loads on the node",
-            argv=_with_environment(
-                stack, (python, "-c", "; ".join(f"import {name}" for name in stack.imports) or "pass")
-            ),
-            timeout=600,
-        ),
+        import_step(cluster, node, manifest.release, stack.imports, stack.environment),
         Run(
             node=node.name,
             title="bring all of it to the disk",
@@ -195,7 +190,7 @@ def check_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
             title="record the release as complete",
             reason="only a complete release can be taken into use",
             path=release_folder(cluster, manifest.release) / "complete.json",
-            content=json.dumps(record) + "\n",
+            content=_record(stack, manifest, hand),
         ),
     )
 
@@ -215,16 +210,30 @@ sys.exit(bool(left) or done.returncode not in (0, 1))
 """
 
 
-def _with_environment(stack: Stack, argv: tuple[str, ...]) -> tuple[str, ...]:
-    return ("env", *(f"{key}={value}" for key, value in sorted(stack.environment.items())), *argv)
+def import_step(
+    cluster: Cluster, node: Node, release: str, imports: Iterable[str], environment: Mapping[str, str]
+) -> Run:
+    """Import what the stack names with the release's Python, in the stack's environment."""
+    settings = (f"{key}={value}" for key, value in sorted(environment.items()))
+    script = "; ".join(f"import {name}" for name in imports) or "pass"
+    return Run(
+        node=node.name,
+        title=f"import {', '.join(imports)}" if imports else "start its Python",
+        reason="a wheel counts once it loads on the node",
+        argv=("env", *settings, str(interpreter(cluster, release)), "-c", script),
+        timeout=600,
+    )
 
 
-def switch_steps(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> tuple[Step, ...]:
-    """Point `current` at the release: a new link renamed over the old one."""
-    if seen.current == release:
-        return ()
-    current, fresh = cluster.root / "current", cluster.root / ".current.new"
-    script = 'ln -sfn "$1" "$2" && mv -T "$2" "$3"'
-    was = f"it is {seen.current}" if seen.current else "there is none"
-    argv = ("sh", "-c", script, "sh", f"releases/{release}", str(fresh), str(current))
-    return (Run(node=node.name, title=f"switch current to {release}", reason=was, argv=argv),)
+def _record(stack: Stack, manifest: Manifest, hand: Hand) -> str:
+    """Return the completion record: what a later rollback checks is in it, for the stack's file may have changed."""
+    record = {
+        "release": manifest.release,
+        "stack": stack.name,
+        "wheels": len(manifest.wheels),
+        "imports": stack.imports,
+        "environment": dict(stack.environment),
+        "at": hand.at,
+        "by": hand.by,
+    }
+    return json.dumps(record) + "\n"

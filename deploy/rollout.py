@@ -8,23 +8,34 @@ from dataclasses import replace
 from core.config import Cluster, Node, Stack, shown
 from core.facts import Facts, NodeFacts
 from core.findings import refuse_unfit
+from core.hand import NOBODY, Hand
 from core.host import CONTROLLER
 from core.plan import Later, Plan, Stage, Step, make_plan
 from core.root import root_steps
 from deploy import authenticity, environment, push
 from deploy.authenticity import Signed
 from deploy.doctor import examine
+from deploy.switch import plan_switch
 from wheels.manifest import Manifest, draft, folder
 from wheels.target import Target
 
 
-def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts, signed: Signed | None = None) -> Plan:
+def plan_deploy(
+    cluster: Cluster,
+    stack: Stack,
+    manifest: Manifest,
+    facts: Facts,
+    signed: Signed | None = None,
+    *,
+    hand: Hand = NOBODY,
+) -> Plan:
     """Return what brings every node to the release of ``manifest``; empty when all are there. Raises UnfitNode.
 
-    ``signed`` is what the nodes verify it by, where the cluster names who may sign.
+    ``signed`` is what the nodes verify it by, where the cluster names who may sign; ``hand`` is noted with the release.
     """
     refuse_unfit(examine(cluster, stack, facts, manifest))
     source = folder(stack, manifest.target)
+    switch = plan_switch(cluster, facts, manifest.release, hand)
 
     def on_all(steps: Callable[[Node, NodeFacts], tuple[Step, ...]]) -> Iterator[Step]:
         return (step for node in cluster.nodes for step in steps(node, facts[node.name]))
@@ -43,9 +54,13 @@ def plan_deploy(cluster: Cluster, stack: Stack, manifest: Manifest, facts: Facts
                 on_all(lambda node, seen: authenticity.wheel_steps(cluster, node, seen, manifest, signed)),
             ),
             ("install", on_all(lambda node, seen: environment.install_steps(cluster, stack, node, seen, manifest))),
-            ("check", on_all(lambda node, seen: environment.check_steps(cluster, stack, node, seen, manifest))),
-            ("switch", on_all(lambda node, seen: environment.switch_steps(cluster, node, seen, manifest.release))),
+            (
+                "check",
+                on_all(lambda node, seen: environment.check_steps(cluster, stack, node, seen, manifest, hand=hand)),
+            ),
+            *switch.stages,
         ),
+        undo=switch.undo,
     )
 
 

@@ -14,6 +14,7 @@ from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, Question, gather
 from core.findings import refuse_unfit
+from core.hand import Hand
 from core.plan import Plan
 from core.remote import Hosts
 from core.token import ask_argv
@@ -154,4 +155,4 @@ def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan
             f"no wheels of {stack.name} for {target.tag}: {what}",
             next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.flag}",
         )
-    return plan_deploy(cluster, stack, manifest, seen, signed_release(cluster, stack, manifest, seen))
+    return plan_deploy(cluster, stack, manifest, seen, signed_release(cluster, stack, manifest, seen), hand=Hand.mine())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from core.errors import ConfigError
 from core.facts import INSTALL_UNIT, NodeFacts
+from core.hand import Hand
 from core.plan import Run, Step, Write, command_of
 from core.process import run
-from deploy.environment import check_steps, install_steps, interpreter, switch_steps
+from deploy.environment import check_steps, install_steps, interpreter
 from tests.unit.samples import cpu, lab_facts, local, manifest, unit, wheel
 
 HEAD = local().head
@@ -32,7 +34,6 @@ def titles(steps: Sequence[Step]) -> list[str]:
 
 def test_a_complete_release_is_left_alone() -> None:
     assert install(DONE) == check_steps(local(), cpu(), HEAD, DONE, WHEELS) == ()
-    assert switch_steps(local(), HEAD, DONE, WHEELS.release) == ()
 
 
 def test_a_release_is_installed_offline_by_hash_from_what_was_pushed() -> None:
@@ -98,14 +99,23 @@ def test_another_releases_leftovers_are_no_matter() -> None:
 
 
 def test_a_release_is_recorded_after_its_checks_and_its_sync() -> None:
-    steps = check_steps(local(), cpu(), HEAD, FRESH, WHEELS)
+    hand = Hand("owner@desk", "2026-11-24T10:00:00Z")
+    steps = check_steps(local(), cpu(), HEAD, FRESH, WHEELS, hand=hand)
     assert titles(steps)[0] == "check that the wheels fit each other"
     assert titles(steps)[1].startswith("import torch, vllm")
     assert titles(steps)[-1] == "record the release as complete"
     record = steps[-1]
     assert isinstance(record, Write)
     assert str(record.path) == f"{PLACE}/complete.json"
-    assert record.content == f'{{"release": "{WHEELS.release}", "stack": "cpu", "wheels": 3}}\n'
+    assert json.loads(record.content) == {
+        "release": WHEELS.release,
+        "stack": "cpu",
+        "wheels": 3,
+        "imports": list(cpu().imports),
+        "environment": cpu().environment,
+        "at": "2026-11-24T10:00:00Z",
+        "by": "owner@desk",
+    }
     assert any("sync" in command_of(step) for step in steps[:-1])
 
 
@@ -117,30 +127,8 @@ def test_imports_run_with_the_stacks_environment() -> None:
     assert step.argv[-1].startswith("import torch; import vllm; ")
 
 
-def test_current_is_switched_last_and_the_plan_says_what_it_was() -> None:
-    assert [step.reason for step in switch_steps(local(), HEAD, FRESH, "new")] == ["there is none"]
-    (step,) = switch_steps(local(), HEAD, DONE, "new")
-    assert (step.title, step.reason) == ("switch current to new", f"it is {WHEELS.release}")
-
-
 def test_the_interpreter_is_the_releases_own() -> None:
     assert str(interpreter(local(), "r")) == "/opt/sparkstack/releases/r/venv/bin/python"
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("before", [None, "old"])
-def test_the_switch_replaces_the_link_in_one_rename(tmp_path: Path, before: str | None) -> None:
-    cluster = local().model_copy(update={"root": tmp_path})
-    for name in ("old", "new"):
-        (tmp_path / "releases" / name).mkdir(parents=True)
-    if before:
-        (tmp_path / "current").symlink_to(f"releases/{before}")
-    (step,) = switch_steps(cluster, HEAD, FRESH, "new")
-    assert isinstance(step, Run)
-    for _ in range(2):
-        run(step.argv)
-        assert (tmp_path / "current").readlink() == Path("releases/new")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "releases"]
 
 
 UV = """#!/bin/sh

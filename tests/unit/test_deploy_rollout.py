@@ -10,11 +10,13 @@ from core.apply import Context, apply
 from core.config import load_cluster, load_stack
 from core.errors import NotBuiltYet, UnfitNode
 from core.facts import NodeFacts
+from core.parsers import Taken
 from core.plan import Later, as_text
 from deploy.rollout import plan_deploy, plan_unbuilt
 from tests.unit.samples import SPARK, cpu, lab_facts, local, manifest, spark_captures
 
 WHEELS = manifest()
+SWITCHING = ["prepare the switch", "switch", "check what is in use", "note what is in use"]
 
 
 def deployed(seen: NodeFacts) -> NodeFacts:
@@ -24,13 +26,14 @@ def deployed(seen: NodeFacts) -> NodeFacts:
         wheels={one.filename: one.size for one in WHEELS.wheels},
         releases={WHEELS.release: {"stack": "cpu"}},
         current=WHEELS.release,
+        history=(Taken(WHEELS.release, "?", "?"),),
     )
 
 
-def test_fresh_nodes_get_everything_in_five_stages() -> None:
+def test_fresh_nodes_get_everything_in_stages() -> None:
     plan = plan_deploy(local(), cpu(), WHEELS, lab_facts())
     assert plan.title == f"deploy {WHEELS.release} to local (lab-a, lab-b)"
-    assert [stage.title for stage in plan.stages] == ["prepare", "push wheels", "install", "check", "switch"]
+    assert [stage.title for stage in plan.stages] == ["prepare", "push wheels", "install", "check", *SWITCHING]
     assert all(set(stage.by_node) == {"lab-a", "lab-b"} for stage in plan.stages)
 
 
@@ -43,7 +46,7 @@ def test_only_the_node_that_lacks_something_gets_it() -> None:
     facts = {name: deployed(seen) for name, seen in lab_facts().items()}
     facts["lab-b"] = replace(facts["lab-b"], current="older")
     plan = plan_deploy(local(), cpu(), WHEELS, facts)
-    assert [(stage.title, list(stage.by_node)) for stage in plan.stages] == [("switch", ["lab-b"])]
+    assert [(stage.title, list(stage.by_node)) for stage in plan.stages] == [(title, ["lab-b"]) for title in SWITCHING]
 
 
 def test_a_node_that_is_not_fit_stops_the_whole_deployment() -> None:
@@ -63,7 +66,7 @@ class TestWithoutWheels:
             "push wheels",
             "install",
             "check",
-            "switch",
+            *SWITCHING,
         ]
         assert self.plan.title == "deploy guide-aarch64-cp312-not-built to spark (gx10-beee, gx10-c6fb)"
 
