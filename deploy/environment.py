@@ -84,7 +84,7 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
         step(
             title=f"install {len(manifest.wheels)} wheels",
             reason="offline, by hash, nothing but what was pushed",
-            argv=_install_argv(cluster, _uv_path(installer, manifest), venv, lock),
+            argv=install_argv(cluster, _uv_path(installer, manifest), venv, lock),
             privileged=True,
             user=cluster.user,
             unit=INSTALL_UNIT,
@@ -135,8 +135,8 @@ def _leftovers(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> t
     return (*([stop] if running else []), *([remove] if release in seen.partial else []))
 
 
-def _install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosixPath) -> tuple[str, ...]:
-    """Files are hard-linked out of a cache on the same disk: a second release costs seconds and little space."""
+def install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosixPath) -> tuple[str, ...]:
+    """Return what installs a lock; a second release costs seconds and little space, by hard links out of a cache."""
     return (
         *(
             uv,

@@ -44,7 +44,9 @@ with open(folder + "/stack.lock") as lock:
     wanted = {plain(name) for name in re.findall(r"(?m)^([A-Za-z0-9._-]+)==", lock.read())}
 have = {plain(found.metadata["Name"] or "") for found in importlib.metadata.distributions()}
 lacking = sorted(wanted - have)
-if lacking or not wanted:
+if not wanted:
+    sys.exit("its stack.lock names no wheel")
+if lacking:
     sys.exit(f"{len(lacking)} of {len(wanted)} wheels are not installed: " + " ".join(lacking[:10]))
 """
 
@@ -134,7 +136,8 @@ def _health(cluster: Cluster, node: Node, release: str) -> Run:
 
 
 def _note(cluster: Cluster, node: Node, seen: NodeFacts, release: str, hand: Hand) -> Write:
-    lines = [*seen.history, Taken(release, hand.at, hand.by)][-REMEMBERED:]
+    unnoted = [Taken(seen.current, "?", "?")] if seen.current not in (None, release, last(seen)) else []
+    lines = [*seen.history, *unnoted, Taken(release, hand.at, hand.by)][-REMEMBERED:]
     return Write(
         node=node.name,
         title="note the release, the time and who did it",

@@ -1,0 +1,145 @@
+"""What no release needs any more goes, as one plan. The release in use, the one before it, and what serves stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+from core.config import Cluster, Node
+from core.facts import INSTALL_UNIT, Facts, NodeFacts
+from core.plan import Plan, Run, Step, make_plan, megabytes
+from deploy.environment import release_folder
+from deploy.inventory import in_order, served
+from deploy.push import wheel_folder
+from deploy.switch import previous
+
+LEAST = 2
+"""The release in use and the one before it."""
+
+# the record goes first and for good: what is left of an interrupted removal is an unfinished release, not a damaged one
+_REMOVE = """
+if [ -e "$1" ]; then rm -f "$1/complete.json" && sync "$1" && rm -rf --one-file-system "$1" || exit; fi
+rm -rf --one-file-system "$2" "$3"
+"""
+
+# uv keeps each unpacked wheel once and links its files into releases: one whose files have no second name is not used.
+# What points to it goes first, or else uv 0.13 takes the wheel for unpacked and fails.
+_PRUNE = """
+import os, shutil, sys
+from pathlib import Path
+cache = Path(sys.argv[1])
+def used(archive):
+    return any(os.lstat(os.path.join(top, name)).st_nlink > 1 for top, _, names in os.walk(archive) for name in names)
+unused = {os.fsencode(archive.name): archive for archive in cache.glob("archive-v*/*") if not used(archive)}
+for path in [path for path in cache.glob("wheels-v*/**/*") if path.is_symlink() or path.is_file()]:
+    text = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
+    if any(name in text for name in unused):
+        path.unlink()
+for archive in unused.values():
+    shutil.rmtree(archive)
+"""
+
+
+def plan_collect(cluster: Cluster, facts: Facts, keep: int = LEAST) -> Plan:
+    """Return what removes all but the ``keep`` releases used last; never one that a node uses, had before or serves."""
+    stay = staying(cluster, facts, keep)
+    going = {node: _going(facts[node.name], stay) for node in cluster.nodes}
+    return make_plan(
+        f"collect what no release needs on {cluster.name}",
+        (
+            (
+                "remove releases",
+                (step for node in cluster.nodes for step in _releases(cluster, node, facts[node.name], going[node])),
+            ),
+            (
+                "remove wheels",
+                (step for node in cluster.nodes for step in _wheels(cluster, node, facts[node.name], stay)),
+            ),
+            ("free the cache", (_prune(cluster, node) for node in cluster.nodes if going[node])),
+        ),
+        (note for node in cluster.nodes for note in _notes(node, facts[node.name])),
+    )
+
+
+def staying(cluster: Cluster, facts: Facts, keep: int = LEAST) -> frozenset[str]:
+    """Return the complete releases that no node may lose: what one of them needs stays on all."""
+    return frozenset(release for node in cluster.nodes for release in _needed(cluster, facts[node.name], keep))
+
+
+def _needed(cluster: Cluster, seen: NodeFacts, keep: int) -> Iterator[str]:
+    yield from (one for one in (seen.current, previous(seen)) if one)
+    yield from served(cluster, seen)
+    # without a history nobody knows which one was in use before
+    yield from in_order(seen)[: max(keep, LEAST)] if seen.history else seen.releases
+
+
+def _going(seen: NodeFacts, stay: frozenset[str]) -> tuple[str, ...]:
+    unfinished = () if _installing(seen) else seen.partial - {seen.current} - stay
+    return tuple(sorted({*(seen.releases.keys() - stay), *unfinished}))
+
+
+def _installing(seen: NodeFacts) -> bool:
+    unit = seen.units.get(INSTALL_UNIT)
+    return unit is not None and unit.active in ("active", "activating", "deactivating")
+
+
+def _releases(cluster: Cluster, node: Node, seen: NodeFacts, going: tuple[str, ...]) -> Iterator[Step]:
+    for release in going:
+        place = release_folder(cluster, release)
+        size = seen.used.get(str(place))
+        others = (str(cluster.root / "signed" / release), str(wheel_folder(cluster) / f"{release}.sha256"))
+        yield Run(
+            node=node.name,
+            title=f"remove {release}" + (f", {megabytes(size)}" if size else ""),
+            reason="it was never finished" if release in seen.partial else "no node uses it, nor did before",
+            argv=("sh", "-c", _REMOVE, "sh", str(place), *others),
+            timeout=600,
+        )
+
+
+def _wheels(cluster: Cluster, node: Node, seen: NodeFacts, stay: frozenset[str]) -> Iterator[Step]:
+    gone = unneeded_wheels(seen, stay)
+    if gone:
+        size = sum(seen.wheels[name] for name in gone)
+        yield Run(
+            node=node.name,
+            title=f"remove {len(gone)} wheels, {megabytes(size)}",
+            reason="no release that stays names them",
+            argv=("rm", "-f", "--", *(str(wheel_folder(cluster) / name) for name in gone)),
+        )
+
+
+def unneeded_wheels(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
+    """Return the wheels of a node that no lock of its releases names; none where a lock is not known."""
+    here = (seen.releases.keys() & stay) | (seen.partial if _installing(seen) else set())
+    if not here or not here <= seen.locks.keys():
+        return []
+    named = {pair for release in here for pair in re.findall(r"(?m)^([\w.-]+)==([^\s\\]+)", seen.locks[release])}
+    return sorted(name for name in seen.wheels if _named(name) not in (None, *named))
+
+
+def _named(filename: str) -> tuple[str, str] | None:
+    try:
+        name, version, _, _ = parse_wheel_filename(filename)
+    except InvalidWheelFilename:
+        return None  # not ours to judge
+    return name, str(version)
+
+
+def _prune(cluster: Cluster, node: Node) -> Run:
+    return Run(
+        node=node.name,
+        title="free what only the removed releases had of the cache",
+        reason="files that releases share have more than one name",
+        argv=("python3", "-c", _PRUNE, str(cluster.root / "cache")),
+        timeout=600,
+    )
+
+
+def _notes(node: Node, seen: NodeFacts) -> Iterator[str]:
+    if seen.releases and not seen.history:
+        yield f"{node.name}: no switch was noted there yet, so every complete release stays"
+    if _installing(seen):
+        yield f"{node.name}: an installation runs, so what is unfinished stays"
