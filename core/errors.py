@@ -97,6 +97,12 @@ class NotBuiltYet(SparkstackError):
     exit_code = 28
 
 
+class InUse(SparkstackError):
+    """Something would be removed that still runs."""
+
+    exit_code = 29
+
+
 class BuildFailed(SparkstackError):
     """A wheel could not be built, fetched or verified."""
 

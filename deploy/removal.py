@@ -1,0 +1,126 @@
+"""Everything of ours off the nodes, as one plan: units, environment files, and what we put into the suite's folder.
+
+Only names that the suite makes are removed from that folder; what else lies there stays, and keeps the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.config import Cluster, Node
+from core.errors import InUse
+from core.facts import Facts, NodeFacts
+from core.plan import Plan, Run, Step, make_plan
+
+OURS = frozenset(
+    {
+        *("releases", "wheels", "cache", "signed", "models", "build", "store"),
+        *("current", ".current.new", "history.jsonl", "history.jsonl.sparkstack-new"),
+    }
+)
+"""What the suite makes in its folder on a node."""
+MODELS = "models"
+RUNNING = ("active", "activating", "reloading", "deactivating")
+
+_STOP = 'systemctl stop "$@" && { systemctl reset-failed "$@" 2>/dev/null || true; }'
+_FILES = 'rm -f -- "$@" && { rmdir /etc/sparkstack 2>/dev/null || true; } && systemctl daemon-reload'
+
+
+def plan_remove(cluster: Cluster, facts: Facts, *, stop: bool = False, keep_models: bool = False) -> Plan:
+    """Return what takes everything of ours off every node; empty where nothing is left.
+
+    Raises InUse for a node where a unit of ours runs, unless ``stop`` says to end it, or a process that no unit holds.
+    """
+    _refuse_running(cluster, facts, stop=stop)
+    seen = [(node, facts[node.name]) for node in cluster.nodes]
+    return make_plan(
+        f"remove sparkstack from {cluster.name} ({', '.join(node.name for node in cluster.nodes)})",
+        (
+            ("stop what runs", (step for node, one in seen for step in _stop(node, one))),
+            ("remove units and environment files", (step for node, one in seen for step in _files(node, one))),
+            (
+                "remove releases, wheels and models" if not keep_models else "remove releases and wheels",
+                (step for node, one in seen for step in _folder(cluster, node, one, keep_models=keep_models)),
+            ),
+        ),
+        (note for node, one in seen for note in _notes(cluster, node, one, keep_models=keep_models)),
+    )
+
+
+def _refuse_running(cluster: Cluster, facts: Facts, *, stop: bool) -> None:
+    for node in cluster.nodes:
+        units, processes = _running(facts[node.name]), facts[node.name].processes
+        if units and not stop:
+            move = f"invoke stop --cluster {cluster.flag}, or say --stop: it ends what runs, then removes it"
+            raise InUse(f"it still runs {', '.join(units)}", node=node.name, next_move=move)
+        if processes and not units:
+            raise InUse(
+                f"it still runs {len(processes)} processes of ours that belong to no unit",
+                node=node.name,
+                next_move="end them: kill PID",
+                evidence="\n".join(f"{one.pid} {one.user} {one.command[:120]}" for one in processes[:10]),
+            )
+
+
+def _running(seen: NodeFacts) -> list[str]:
+    return sorted(name for name, unit in seen.units.items() if unit.active in RUNNING)
+
+
+def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:
+    """End our units, the failed ones too, so that systemd forgets them; systemd orders them among each other."""
+    units = sorted(name for name, unit in seen.units.items() if unit.active in (*RUNNING, "failed"))
+    if units:
+        yield Run(
+            node=node.name,
+            title=f"stop {', '.join(units)}",
+            reason="nothing of ours is to run",
+            argv=("sh", "-c", _STOP, "sh", *units),
+            privileged=True,
+            timeout=180,
+        )
+
+
+def _files(node: Node, seen: NodeFacts) -> Iterator[Step]:
+    if seen.files:
+        yield Run(
+            node=node.name,
+            title=f"remove {len(seen.files)} files in /etc",
+            reason="invoke serve wrote them",
+            argv=("sh", "-c", _FILES, "sh", *sorted(seen.files)),
+            privileged=True,
+        )
+
+
+def _folder(cluster: Cluster, node: Node, seen: NodeFacts, *, keep_models: bool) -> Iterator[Step]:
+    """Remove our names from the suite's folder, and the folder once nothing is in it."""
+    ours = sorted(going(seen, keep_models=keep_models))
+    if ours:
+        yield Run(
+            node=node.name,
+            title=f"remove {', '.join(ours)} in {cluster.root}",
+            reason="the suite made them",
+            argv=("rm", "-rf", "--one-file-system", "--", *(str(cluster.root / name) for name in ours)),
+            privileged=True,  # builds on a node leave files of root's
+            timeout=900,
+        )
+    if seen.root_owner is not None and seen.entries == set(ours):
+        yield Run(
+            node=node.name,
+            title=f"remove {cluster.root}",
+            reason="nothing else is in it",
+            argv=("rmdir", str(cluster.root)),
+            privileged=True,
+        )
+
+
+def going(seen: NodeFacts, *, keep_models: bool) -> frozenset[str]:
+    """Return the names in the suite's folder that are to go."""
+    return seen.entries & (OURS - {MODELS} if keep_models else OURS)
+
+
+def _notes(cluster: Cluster, node: Node, seen: NodeFacts, *, keep_models: bool) -> Iterator[str]:
+    others = sorted(seen.entries - OURS)
+    if others:
+        yield f"{node.name}: {', '.join(others)} in {cluster.root} is not of the suite and stays"
+    if keep_models and MODELS in seen.entries:
+        yield f"{node.name}: {cluster.root / MODELS} stays, as --keep-models says"

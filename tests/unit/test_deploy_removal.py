@@ -1,0 +1,111 @@
+"""Everything of ours off the nodes, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import InUse
+from core.facts import NodeFacts
+from core.plan import Plan, Run
+from core.process import run
+from deploy.removal import OURS, plan_remove
+from tests.unit.samples import lab_facts, local, process, service, serving, unit
+
+EMPTY = lab_facts()["lab-a"]
+STOPPED: dict[str, Any] = {
+    "root_owner": "spark",
+    "entries": frozenset({"releases", "wheels", "models", "current"}),
+    "files": {"/etc/sparkstack/node.env": "", "/etc/systemd/system/sparkstack-vllm.service": ""},
+}
+
+
+def plan(head: NodeFacts, **options: bool) -> Plan:
+    return plan_remove(local(), {**lab_facts(), "lab-a": head}, **options)
+
+
+def titles(made: Plan) -> list[str]:
+    return [step.title for step in made.steps]
+
+
+def test_nodes_without_anything_of_ours_have_nothing_to_do() -> None:
+    assert plan(EMPTY).empty
+
+
+def test_files_and_folder_go_and_a_node_that_has_nothing_is_left_alone() -> None:
+    made = plan(replace(EMPTY, **STOPPED))
+    assert titles(made) == [
+        "remove 2 files in /etc",
+        "remove current, models, releases, wheels in /opt/sparkstack",
+        "remove /opt/sparkstack",
+    ]
+    assert {step.node for step in made.steps} == {"lab-a"}
+    assert not made.notes
+
+
+def test_models_may_stay_and_then_the_folder_does() -> None:
+    made = plan(replace(EMPTY, **STOPPED), keep_models=True)
+    assert titles(made)[1:] == ["remove current, releases, wheels in /opt/sparkstack"]
+    assert made.notes == ("lab-a: /opt/sparkstack/models stays, as --keep-models says",)
+    after = replace(EMPTY, root_owner="spark", entries=frozenset({"models"}))
+    assert plan(after, keep_models=True).empty
+    assert titles(plan(after)) == ["remove models in /opt/sparkstack", "remove /opt/sparkstack"]
+
+
+def test_what_is_not_ours_stays_and_is_named() -> None:
+    made = plan(replace(EMPTY, **{**STOPPED, "entries": frozenset({"releases", "thesis"}), "files": {}}))
+    assert titles(made) == ["remove releases in /opt/sparkstack"]
+    assert made.notes == ("lab-a: thesis in /opt/sparkstack is not of the suite and stays",)
+    assert plan(replace(EMPTY, root_owner="spark", entries=frozenset({"thesis"}))).empty
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"units": {"sparkstack-vllm": unit("sparkstack-vllm")}}, "it still runs sparkstack-vllm"),
+        ({"units": {"sparkstack-build-x": unit("sparkstack-build-x", "activating")}}, "sparkstack-build-x"),
+    ],
+)
+def test_a_node_where_something_of_ours_runs_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InUse, match=says) as caught:
+        plan(replace(EMPTY, **STOPPED, **changes))
+    assert caught.value.node == "lab-a"
+    assert "invoke stop --cluster local" in caught.value.next_move
+    assert "--stop" in caught.value.next_move
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_process_that_no_unit_holds_is_named_and_not_killed(stop: object) -> None:
+    with pytest.raises(InUse, match="1 processes of ours that belong to no unit") as caught:
+        plan(replace(EMPTY, **STOPPED, processes=(process(7, "ray::IDLE"),)), stop=bool(stop))
+    assert (caught.value.next_move, caught.value.evidence) == ("end them: kill PID", "7 spark ray::IDLE")
+
+
+def test_a_unit_that_ended_is_no_reason_to_refuse_and_a_failed_one_is_forgotten() -> None:
+    units = {
+        "sparkstack-vllm": unit("sparkstack-vllm", "failed"),
+        "sparkstack-ray-head": unit("sparkstack-ray-head", "inactive"),
+    }
+    assert titles(plan(replace(EMPTY, units=units))) == ["stop sparkstack-vllm"]
+
+
+def test_what_serves_is_stopped_first_when_told() -> None:
+    made = plan_remove(local(), serving(service()), stop=True)
+    assert [stage.title for stage in made.stages] == ["stop what runs", "remove units and environment files"]
+    assert titles(made)[0] == "stop sparkstack-ray-head, sparkstack-vllm"
+
+
+@pytest.mark.processes
+def test_the_folder_goes_only_when_nothing_else_is_in_it(tmp_path: Path) -> None:
+    root = tmp_path / "sparkstack"
+    cluster = local().model_copy(update={"root": root})
+    for name in OURS:
+        (root / name / "inside").mkdir(parents=True)
+    seen = replace(EMPTY, root_owner="spark", entries=frozenset(OURS))
+    for step in plan_remove(cluster, {"lab-a": seen, "lab-b": EMPTY}).steps:
+        assert isinstance(step, Run)
+        run(step.argv)
+    assert not root.exists()
