@@ -20,6 +20,7 @@ from core.errors import Interrupted, NotConverged, SparkstackError
 from core.facts import Facts, Question, gather, load_captures, require_nodes
 from core.host import CONTROLLER
 from core.lock import locked
+from core.nodelock import held
 from core.plan import Call, Plan, Report, as_data, as_text, make_plan
 from core.remote import Hosts
 from core.screen import Screen
@@ -104,27 +105,31 @@ def converge(
     """Run a command the whole way: look, plan, apply, look again.
 
     ``planner`` is pure; ``again`` takes its place after applying where the command does something in any case.
-    Raises NotConverged when the second plan is not empty, LockHeld when another command runs.
+    Raises NotConverged when the second plan is not empty, LockHeld when another command works on the cluster, from here
+    or from elsewhere.
     """
     if options.plan_only:
         with Hosts(cluster) as hosts:
             show_plan(planner(look(cluster, question, options, hosts)), options)
         return
-    with locked(cluster, f"invoke {name}"), Hosts(cluster) as hosts:
+    said = f"invoke {name}"
+    with locked(cluster, said), Hosts(cluster) as hosts, held(cluster, hosts, said) as guard:
         plan = planner(look(cluster, question, options, hosts))
         if not plan.empty:
             checker = again or planner
-            apply_and_check(name, plan, lambda: checker(look(cluster, question, options, hosts)), hosts)
+            apply_and_check(name, plan, lambda: checker(look(cluster, question, options, hosts)), hosts, guard)
     _answer_done(plan, options)
 
 
-def apply_and_check(name: str, plan: Plan, again: Callable[[], Plan], hosts: Hosts) -> None:
+def apply_and_check(
+    name: str, plan: Plan, again: Callable[[], Plan], hosts: Hosts, guard: Callable[[], None] = lambda: None
+) -> None:
     """Apply a plan, then plan once more: the new plan must be empty."""
     screen = Screen()
     screen.line(plan.title)
     journal = Journal(name)
     try:
-        apply(plan, Context(hosts, screen, journal))
+        apply(plan, Context(hosts, screen, journal, guard))
     finally:
         screen.line(f"journal: {journal.path}", style="dim")
     _require_empty(again())

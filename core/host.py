@@ -32,6 +32,19 @@ RSYNC_FLAGS = (
 )
 
 
+class Held(Protocol):
+    """A process on a machine that runs until we let go of it, or until our connection breaks."""
+
+    def line(self) -> str:
+        """Return the next line that it prints; empty when it has ended, or says nothing for a while."""
+
+    def beat(self) -> bool:
+        """Give it a sign of life: a line to its stdin. False when it has ended or cannot be reached."""
+
+    def close(self) -> None:
+        """End it, and wait for its end as long as it can be reached."""
+
+
 class Host(Protocol):
     """One machine that steps run on."""
 
@@ -56,6 +69,9 @@ class Host(Protocol):
 
     def pull(self, source: PurePosixPath, destination: Path, on_line: OnLine) -> None:
         """Make the local folder ``destination`` equal to the folder ``source``."""
+
+    def hold(self, argv: Sequence[str]) -> Held:
+        """Start ``argv`` as a process that close() of this host does not end."""
 
     def prepare_privileged(self) -> None:
         """Have the sudo password at hand where sudo will ask for one: asked before a live display begins."""

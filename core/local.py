@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from core import process
-from core.host import RSYNC_FLAGS, OnLine, SudoPassword, checked, install, temporary_path
+from core.host import RSYNC_FLAGS, Held, OnLine, SudoPassword, checked, install, temporary_path
 from core.process import Completed
 
 
@@ -54,6 +54,10 @@ class LocalHost:
         """Make the folder ``destination`` equal to ``source``."""
         argv = ["rsync", *RSYNC_FLAGS, "--delete", f"{source}/", f"{destination}/"]
         checked(self.name, process.follow(argv, on_line, check=False))
+
+    def hold(self, argv: Sequence[str]) -> Held:
+        """Start ``argv`` here, beside us."""
+        return process.Piped(argv)
 
     def prepare_privileged(self) -> None:
         """Have the sudo password at hand where sudo will ask for one."""

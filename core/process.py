@@ -126,6 +126,41 @@ def attached(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> in
         raise
 
 
+class Piped:
+    """A process beside us that is written to and read from line by line; it ends when its stdin does."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        try:
+            self._process = subprocess.Popen(
+                list(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+        except OSError as error:
+            raise _not_started(argv, error) from error
+
+    def line(self) -> str:
+        """Return the next line of its output; empty at its end."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def beat(self) -> bool:
+        """Write a line to its stdin; False when it has ended."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End its stdin and wait for it; kill it when it stays."""
+        try:
+            self._process.communicate(timeout=GRACE)
+        except subprocess.TimeoutExpired:
+            _end_group(self._process)
+            self._process.communicate()
+
+
 def end_all() -> None:
     """End every process that follow() is following in other threads: they cannot see Ctrl-C themselves."""
     for process in tuple(_running):

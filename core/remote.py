@@ -10,7 +10,7 @@ import logging
 import shlex
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
@@ -29,7 +29,7 @@ from core.errors import (
     SparkstackError,
     UnfitNode,
 )
-from core.host import CONTROLLER, RSYNC_FLAGS, Host, OnLine, SudoPassword, checked, install, temporary_path
+from core.host import CONTROLLER, RSYNC_FLAGS, Held, Host, OnLine, SudoPassword, checked, install, temporary_path
 from core.local import LocalHost
 from core.process import Completed
 
@@ -131,6 +131,18 @@ class SshHost:
             *identity,
             *(f"-o{key}={value}" for key, value in options.items()),
         ]
+
+    def hold(self, argv: Sequence[str]) -> Held:
+        """Start ``argv`` on the node over a connection of its own: close() ends what is under way on the other one."""
+        command = shlex.join(argv)
+        with self._named_errors(command, CONNECT_TIMEOUT), ExitStack() as stack:
+            connection = self._open()
+            stack.callback(connection.close)
+            channel = connection.client.get_transport().open_session(timeout=CONNECT_TIMEOUT)
+            channel.settimeout(SILENCE_LIMIT)
+            channel.exec_command(command)
+            stack.pop_all()
+        return _SshHeld(connection, channel)
 
     def prepare_privileged(self) -> None:
         """Have the sudo password at hand where sudo will ask for one."""
@@ -250,6 +262,40 @@ class _Refuse(paramiko.MissingHostKeyPolicy):
             node=self._node.name,
             next_move=f"invoke trust --cluster {self._cluster.flag} --node {self._node.name}",
         )
+
+
+class _SshHeld:
+    """A process on a node that ends when its stdin does."""
+
+    def __init__(self, connection: Connection, channel: paramiko.Channel) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._output = channel.makefile("r")
+
+    def line(self) -> str:
+        """Return the next line of its output; empty at its end, or after a long silence."""
+        try:
+            return str(self._output.readline())
+        except (SSHException, OSError):
+            return ""
+
+    def beat(self) -> bool:
+        """Write a line to its stdin; False when it has ended or the connection is broken."""
+        try:
+            self._channel.sendall(b"\n")
+        except (SSHException, OSError, EOFError):
+            return False
+        return not self._channel.exit_status_ready()
+
+    def close(self) -> None:
+        """End its stdin, wait until it has ended, and close the connection."""
+        try:
+            self._channel.shutdown_write()
+            self._channel.status_event.wait(CONNECT_TIMEOUT)
+        except (SSHException, OSError, EOFError):
+            pass  # the connection is gone, and so is it before long
+        finally:
+            self._connection.close()
 
 
 class _Lines:

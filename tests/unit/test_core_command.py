@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
         return lab_captures()
 
     monkeypatch.setattr(command, "gather", gather)
+    monkeypatch.setattr(command, "held", lambda *_: nullcontext(lambda: None))
     return questions
 
 

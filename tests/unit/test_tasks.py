@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ class TestTwoSparks:
         self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(command, "gather", lambda *_: spark_captures())
+        monkeypatch.setattr(command, "held", lambda *_: nullcontext(lambda: None))
         code, _, err = invoke("deploy", "--cluster", "spark")
         assert code == BuildFailed.exit_code
         assert "no wheels of guide for aarch64-cp312: there are none" in err

@@ -1,0 +1,199 @@
+"""The lock that lies on a node, with real processes: held, refused, freed by whatever ends its holder."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+
+from core import nodelock
+from core.config import ROOT, Cluster
+from core.errors import FactsError, LockHeld, NodeUnreachable
+from core.host import SudoPassword
+from core.local import LocalHost
+from core.nodelock import held, hold_argv
+from core.process import Piped
+from tests.unit.samples import local
+
+CONTROLLER = """
+import sys, time
+from core.nodelock import held
+from tests.unit.test_core_nodelock import one_node, Here
+with held(one_node(), Here("lab-a"), "invoke deploy", sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class Here(dict[str, Any]):
+    """Nodes that are all this host."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__({name: LocalHost(name, SudoPassword(None)) for name in names})
+
+
+def one_node() -> Cluster:
+    return local().model_copy(update={"nodes": local().nodes[:1]})
+
+
+@pytest.fixture
+def name() -> str:
+    """A lock that only this test knows."""
+    return f"sparkstack-test-{secrets.token_hex(8)}"
+
+
+@contextmanager
+def controller(name: str) -> Iterator[subprocess.Popen[str]]:
+    """Another controller that holds the lock of a node."""
+    process = subprocess.Popen([sys.executable, "-c", CONTROLLER, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def take(name: str, hosts: Any = None) -> Any:
+    return held(one_node(), hosts or Here("lab-a"), "invoke serve", name)
+
+
+def free(name: str, seconds: float = 10) -> bool:
+    """Say whether the lock can be had within some seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with take(name):
+                return True
+        except LockHeld:
+            time.sleep(0.1)
+    return False
+
+
+@pytest.mark.processes
+def test_a_second_controller_is_told_who_works_there_and_a_killed_one_frees_the_node(name: str) -> None:
+    with controller(name) as first:
+        with pytest.raises(LockHeld) as caught, take(name):
+            pytest.fail("two controllers at once")
+        assert caught.value.node == "lab-a"
+        assert caught.value.cause.startswith("invoke deploy by ")
+        assert f"(process {first.pid} there, since 20" in caught.value.cause
+        assert "the node notices within 30 s" in caught.value.next_move
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert free(name)
+
+
+@pytest.mark.processes
+def test_a_lock_is_free_as_soon_as_its_command_has_ended_or_failed(name: str) -> None:
+    for _ in range(3):
+        with take(name) as guard:
+            guard()
+    with pytest.raises(ZeroDivisionError), take(name):
+        raise ZeroDivisionError
+    with take(name):
+        pass
+
+
+@pytest.mark.processes
+def test_a_holder_that_falls_silent_loses_the_lock_and_the_command_is_told(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodelock, "BEAT", 0.05)
+    monkeypatch.setattr(nodelock, "hold_argv", lambda said, name: hold_argv(said, name, 0.5))
+    with take(name) as guard:
+        time.sleep(1)
+        guard()
+    monkeypatch.setattr(nodelock, "BEAT", 0.8)
+    with take(name) as guard:
+        time.sleep(2)
+        with pytest.raises(LockHeld, match="the lock on this node was lost"):
+            guard()
+        assert free(name)
+
+
+@pytest.mark.processes
+def test_a_holder_that_does_not_answer_is_another_command(name: str) -> None:
+    lock = Piped(hold_argv("no json", name))
+    try:
+        lock.beat()
+        assert json.loads(lock.line()) == {"held": True}
+        with pytest.raises(LockHeld, match="another command that does not say who it is") as caught, take(name):
+            pytest.fail("two at once")
+        assert "its process on the node is " in caught.value.next_move
+        assert "not known" not in caught.value.next_move
+    finally:
+        lock.close()
+    assert free(name)
+
+
+@pytest.mark.processes
+def test_a_process_that_is_never_told_to_begin_takes_nothing(name: str) -> None:
+    lock = Piped(hold_argv("{}", name))
+    with take(name):
+        pass
+    lock.close()
+
+
+class Said:
+    """A process on a node that prints one line."""
+
+    def __init__(self, line: str, closed: list[str], name: str) -> None:
+        self._line, self._closed, self._name = line, closed, name
+
+    def line(self) -> str:
+        return self._line
+
+    def beat(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._closed.append(self._name)
+
+
+class Node:
+    """A node on which something goes wrong, or nothing."""
+
+    def __init__(self, name: str, line: str, closed: list[str]) -> None:
+        self._name, self._line, self._closed = name, line, closed
+
+    def hold(self, _: object) -> Said:
+        if not self._line:
+            raise NodeUnreachable("no connection", node=self._name, next_move="check the cable")
+        return Said(self._line, self._closed, self._name)
+
+
+OURS = '{"held": true}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "node", "closed"),
+    [
+        ((OURS, OURS), None, "", ["lab-a", "lab-b"]),
+        ((OURS, '{"held": false, "holder": "", "pid": 0}'), LockHeld, "lab-b", ["lab-a", "lab-b"]),
+        (('{"held": false, "holder": "", "pid": 0}', OURS), LockHeld, "lab-a", ["lab-a", "lab-b"]),
+        ((OURS, ""), NodeUnreachable, "lab-b", ["lab-a"]),
+        (("", OURS), NodeUnreachable, "lab-a", ["lab-b"]),
+        ((OURS, "Welcome to lab-b!"), FactsError, "lab-b", ["lab-a", "lab-b"]),
+    ],
+)
+def test_all_nodes_are_held_or_none_is(
+    lines: tuple[str, str], error: type[LockHeld] | None, node: str, closed: list[str]
+) -> None:
+    said: list[str] = []
+    hosts: Any = {name: Node(name, line, said) for name, line in zip(("lab-a", "lab-b"), lines, strict=True)}
+    refused: Any = pytest.raises(error) if error else nullcontext()
+    with refused as caught, held(local(), hosts, "invoke deploy"):
+        assert not error, "it was let through"
+        assert not said
+    assert sorted(said) == closed
+    assert not error or caught.value.node == node
