@@ -1,27 +1,32 @@
-"""Tasks of deploy/: facts, trust, deploy."""
+"""Tasks of deploy/: facts, trust, probe, deploy, releases, rollback, remove."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge
+from core.command import Options, answer, answer_json, command, converge, look
 from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, Question, gather
 from core.findings import refuse_unfit
 from core.hand import Hand
-from core.plan import Plan
+from core.plan import Plan, as_text
 from core.remote import Hosts
 from core.token import ask_argv
+from deploy import inventory
 from deploy import probe as rates
 from deploy import trust as keys
 from deploy.authenticity import signed_release
+from deploy.collect import LEAST, plan_collect
 from deploy.doctor import examine
+from deploy.removal import plan_remove
+from deploy.rollback import plan_rollback, wanted_release
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
 from wheels.target import common_target
@@ -156,3 +161,109 @@ def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan
             next_move=f"invoke build-wheels --stack {stack.name} --cluster {cluster.flag}",
         )
     return plan_deploy(cluster, stack, manifest, seen, signed_release(cluster, stack, manifest, seen), hand=Hand.mine())
+
+
+HELP = {
+    "cluster": "which machines (config/clusters)",
+    "dry-run": "show the plan and stop",
+    "json": "answer as JSON",
+    "facts": "plan from a saved file, without touching a node",
+}
+
+
+@task(
+    help={
+        **HELP,
+        "collect": "remove releases, wheels and cache that nothing needs; never the release in use or the one before",
+        "keep": f"with --collect: how many releases stay on each node, {LEAST} or more",
+    }
+)
+@command
+def releases(
+    _: Context,
+    cluster: str = "",
+    collect: bool = False,
+    keep: int = LEAST,
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Show which releases are where, since when, by whom, and their size; or remove what nothing needs."""
+    chosen = chosen_cluster(cluster)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    question = Question(inventory=True)
+    if keep < LEAST or (keep != LEAST and not collect):
+        raise UsageError(
+            f"--keep {keep} cannot be", next_move=f"say --collect --keep N with {LEAST} or more, or leave --keep out"
+        )
+    if collect:
+        converge("releases", chosen, question, lambda seen: plan_collect(chosen, seen, keep), options)
+        return
+    with Hosts(chosen) as hosts:
+        seen = look(chosen, question, options, hosts)
+    answer_json(inventory.as_data(chosen, seen)) if json else answer(inventory.table(chosen, seen))
+
+
+@task(help={**HELP, "to": "which release; without it the one before the one in use"})
+@command
+def rollback(
+    _: Context, cluster: str = "", to: str = "", dry_run: bool = False, json: bool = False, facts: str = ""
+) -> None:
+    """Take the release before this one (or another) into use again, on all nodes or on none."""
+    chosen = chosen_cluster(cluster)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    converge("rollback", chosen, Question(), _rollback_planner(chosen, to), options)
+
+
+def _rollback_planner(cluster: Cluster, to: str) -> Callable[[Facts], Plan]:
+    """Plan for one release throughout: seen afterwards, the one before would be the one that we came from."""
+    wanted: list[str] = []
+
+    def plan(seen: Facts) -> Plan:
+        if not wanted:
+            wanted.append(wanted_release(cluster, seen, to))
+        return plan_rollback(cluster, seen, wanted[0], hand=Hand.mine())
+
+    return plan
+
+
+@task(
+    help={
+        **HELP,
+        "stop": "end what still runs, too",
+        "keep-models": "leave the models",
+        "yes": "do not ask",
+    }
+)
+@command
+def remove(
+    _: Context,
+    cluster: str = "",
+    stop: bool = False,
+    keep_models: bool = False,
+    yes: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Take everything of ours off the nodes: units, releases, wheels, models; shows the plan and asks."""
+    chosen = chosen_cluster(cluster)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+
+    def plan(seen: Facts) -> Plan:
+        return plan_remove(chosen, seen, stop=stop, keep_models=keep_models)
+
+    if yes or options.plan_only or _removal_agreed(chosen, plan, options):
+        converge("remove", chosen, Question(), plan, options)
+
+
+def _removal_agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:
+    """Show the plan and ask; what is gone already needs no asking."""
+    with Hosts(cluster) as hosts:
+        plan = planner(look(cluster, Question(), options, hosts))
+    if plan.empty:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", next_move="look at the plan with --dry-run, then say --yes")
+    answer(as_text(plan))
+    return input("Remove all of this from the nodes? [y/N] ").strip().lower() in ("y", "yes")

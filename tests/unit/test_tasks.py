@@ -17,7 +17,7 @@ from invoke.tasks import Task
 import build.tasks
 import tasks
 from core import apply, command, config
-from core.errors import BuildFailed, UsageError
+from core.errors import BuildFailed, InUse, UnfitNode, UsageError
 from core.plan import make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
@@ -37,12 +37,26 @@ COMMANDS = {
         "trust",
         "probe",
         "demo",
+        "rollback",
+        "releases",
+        "remove",
     ),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
     *(f"lab.{name}" for name in ("up", "down", "status", "cut", "heal", "kill", "boot", "model", "clean")),
 }
-PLANNING = ["build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"]
+PLANNING = [
+    "build-wheels",
+    "build.bundle",
+    "deploy",
+    "serve",
+    "restart",
+    "stop",
+    "lab.model",
+    "rollback",
+    "releases",
+    "remove",
+]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
     *("facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle", "wheels.inspect", "wheels.verify"),
@@ -184,6 +198,14 @@ class TestTwoSparks:
     def test_a_stopped_service_has_nothing_to_stop(self, invoke: Invoke) -> None:
         assert invoke(*SPARK_PLANS["stop"]) == (0, "nothing to do\n", "")
 
+    def test_nothing_was_deployed_so_there_is_nothing_to_remove_or_to_collect(self, invoke: Invoke) -> None:
+        assert invoke("remove", "--cluster", "spark", *PAIR) == (0, "nothing to do\n", "")
+        assert invoke("releases", "--cluster", "spark", "--collect", *PAIR) == (0, "nothing to do\n", "")
+
+    def test_the_inventory_of_fresh_machines_is_empty(self, invoke: Invoke) -> None:
+        code, out, _ = invoke("releases", "--cluster", "spark", "--json", *PAIR)
+        assert (code, json.loads(out)["releases"], json.loads(out)["same"]) == (0, [], True)
+
     def test_deploying_wheels_that_are_not_there_is_an_error(
         self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -211,6 +233,35 @@ def test_the_cpu_stack_has_no_notes_on_the_guide(invoke: Invoke) -> None:
     assert "guide" not in out
 
 
+LAB = ("--cluster", "local", "--facts", str(LAB_PAIR))
+LAB_RELEASE = "cpu-x86_64-cp311-c8ffbb91f3"
+
+
+def test_machines_that_serve_are_not_removed_unless_told(invoke: Invoke) -> None:
+    code, _, err = invoke("remove", *LAB)
+    assert code == InUse.exit_code
+    assert "error: lab-a: it still runs sparkstack-ray-head" in err
+    code, out, _ = invoke("remove", "--stop", *LAB)
+    assert code == 0
+    assert "lab-a: stop sparkstack-ray-head" in out
+    assert "lab-b: remove 2 files in /etc" in out
+
+
+def test_a_rollback_to_the_release_in_use_notes_what_was_not_noted(invoke: Invoke) -> None:
+    code, out, _ = invoke("rollback", "--to", LAB_RELEASE, *LAB)
+    assert code == 0
+    assert [line for line in out.splitlines() if line[:1].isdigit()] == [
+        "1. check what is in use",
+        "2. note what is in use",
+    ]
+
+
+def test_a_rollback_without_a_release_before_is_refused(invoke: Invoke) -> None:
+    code, _, err = invoke("rollback", *LAB)
+    assert code == UnfitNode.exit_code
+    assert f"no release before {LAB_RELEASE} is on every node" in err
+
+
 def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:
     code, _, err = invoke("deploy", "--cluster", "local", *PAIR)
     assert code == 10
@@ -230,6 +281,9 @@ def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:
         (("build-wheels", "--stack", "guide", "--index", "x=http://y", *PAIR), UsageError.exit_code, "default index"),
         (("serve", "--cluster", "spark", "--profile", "qwen", *PAIR), 10, "config/profiles/qwen.toml does not exist"),
         (("deploy", "--cluster", "spark", "--facts", "none.json"), 10, "none.json cannot be read"),
+        (("releases", "--collect", "--keep", "1", *PAIR), UsageError.exit_code, "--keep 1 cannot be"),
+        (("releases", "--keep", "3", *PAIR), UsageError.exit_code, "say --collect"),
+        (("rollback", "--to", "guide", *PAIR), UsageError.exit_code, "no node has a complete release guide"),
     ],
 )
 def test_flags_that_are_wrong_are_refused_with_a_hint(
