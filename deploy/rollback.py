@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from core.config import Cluster, Node
 from core.errors import UnfitNode, UsageError
@@ -18,12 +19,15 @@ from deploy.switch import before, last, plan_switch
 def wanted_release(cluster: Cluster, facts: Facts, to: str = "") -> str:
     """Return the release to go back to: ``to``, or else the one before the one in use.
 
-    Where the nodes differ (a switch was cut off) that is the release which all of them had noted last. Raises
-    UsageError for a release that no node has, UnfitNode for one that a node lacks, or where there is none.
+    A rollback that was cut off goes on to where it went. Where the nodes differ otherwise (a deployment was cut off) it
+    is the release which all of them had noted last. Raises UsageError for a release that no node has, UnfitNode for one
+    that a node lacks, or where there is none.
     """
     if to:
         _require(cluster, facts, to)
         return to
+    if under_way := _under_way(cluster, facts):
+        return under_way
     if odd := differing(cluster, facts):
         return _noted_by_all(cluster, facts, odd)
     head = facts[cluster.head.name]
@@ -35,6 +39,14 @@ def wanted_release(cluster: Cluster, facts: Facts, to: str = "") -> str:
             next_move=f"invoke releases --cluster {cluster.flag}, then name one with --to",
         )
     return found
+
+
+def _under_way(cluster: Cluster, facts: Facts) -> str | None:
+    """Return the release in use somewhere that was noted before on every node, but not as the last one."""
+    seen = [facts[node.name] for node in cluster.nodes]
+    known = {one.current for one in seen if one.current != last(one)}
+    noted = [{taken.release for taken in one.history} & one.releases.keys() for one in seen]
+    return next((release for release in sorted(filter(None, known)) if all(release in one for one in noted)), None)
 
 
 def _noted_by_all(cluster: Cluster, facts: Facts, odd: str) -> str:
@@ -87,7 +99,8 @@ def plan_rollback(cluster: Cluster, facts: Facts, release: str, *, hand: Hand = 
 def _imports(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> Run:
     """A driver or a system library may have changed since the release was made."""
     record = seen.releases[release]
-    return import_step(cluster, node, release, record.get("imports", ()), record.get("environment", {}))
+    step = import_step(cluster, node, release, record.get("imports", ()), record.get("environment", {}))
+    return replace(step, hint="nothing was switched; it loaded when it was made, so see what changed on the node since")
 
 
 def _notes(cluster: Cluster, facts: Facts, release: str) -> Iterator[str]:

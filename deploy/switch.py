@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from core.config import Cluster, Node
+from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.hand import Hand
 from core.parsers import Taken
 from core.plan import Run, Step, Write
+from core.process import Completed
 
 HISTORY = "history.jsonl"
 REMEMBERED = 100
@@ -32,7 +35,8 @@ sync .
 """
 
 # Runs with the release's own Python, found through `current`: it has to be the one in the release's folder, and every
-# wheel of the release's lock has to be installed beside it.
+# wheel of the release's lock has to be installed beside it. A release that lacks some is none: its record goes, so that
+# the next deployment makes it anew.
 _HEALTH = """
 import importlib.metadata, os, re, sys
 folder = sys.argv[1]
@@ -47,8 +51,11 @@ lacking = sorted(wanted - have)
 if not wanted:
     sys.exit("its stack.lock names no wheel")
 if lacking:
+    os.unlink(folder + "/complete.json")
     sys.exit(f"{len(lacking)} of {len(wanted)} wheels are not installed: " + " ".join(lacking[:10]))
 """
+# a Python that does not even start (the system's was replaced) cannot take the record away itself
+_CHECK = '"$1" -I -c "$2" "$3"; code=$?; [ $code -lt 126 ] || rm -f "$3/complete.json"; exit $code'
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,17 @@ def _health(cluster: Cluster, node: Node, release: str) -> Run:
         node=node.name,
         title="check the release through current",
         reason="it has to be the one that was meant, and whole",
-        argv=(str(current), "-I", "-c", _HEALTH, str(cluster.root / "releases" / release)),
-        hint=f"invoke releases --cluster {cluster.flag} shows what each node has; a release that is not whole is "
-        f"removed with invoke releases --collect once it is not in use, and made anew by invoke deploy",
+        argv=("sh", "-c", _CHECK, "sh", str(current), _HEALTH, str(cluster.root / "releases" / release)),
+        failure=partial(_not_whole, cluster, node, release),
+    )
+
+
+def _not_whole(cluster: Cluster, node: Node, release: str, done: Completed) -> UnfitNode:
+    return UnfitNode(
+        f"the release {release} is not whole: {done.tail(1) or f'its Python ended with {done.code}'}",
+        node=node.name,
+        next_move=f"invoke releases --cluster {cluster.flag} shows what each node has; invoke deploy makes it anew",
+        evidence=done.tail(5) if done.tail(2) != done.tail(1) else "",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.config import Cluster
+from core.errors import UnfitNode
 from core.facts import NodeFacts
 from core.hand import Hand
 from core.parsers import Taken
@@ -208,6 +209,26 @@ def test_a_release_is_whole_when_every_wheel_of_its_lock_is_installed(
     (release / "stack.lock").write_text(lock)
     done = healthy(node)
     assert (done.code, done.err) == (int(bool(says)), says)
+    assert (release / "complete.json").exists() == ("torch" not in says), "what is not whole is made anew"
+
+
+@pytest.mark.processes
+def test_a_release_whose_python_does_not_start_is_not_whole(node: Cluster, release: Path) -> None:
+    (release / "venv/bin/python").unlink()
+    assert healthy(node).code == 127
+    assert not (release / "complete.json").exists()
+
+
+def test_a_release_that_is_not_whole_is_named_with_what_it_lacks() -> None:
+    step = dict(plan_switch(local(), facts(OLD), NEW, HAND).stages)["check what is in use"][1]
+    assert isinstance(step, Run)
+    assert step.failure is not None
+    error = step.failure(Completed((), 1, "", "1 of 2 wheels are not installed: torch\n"))
+    assert isinstance(error, UnfitNode)
+    assert str(error).startswith(
+        f"{B}: the release {NEW} is not whole: 1 of 2 wheels are not installed: torch\n  next: "
+    )
+    assert "its Python ended with 127" in str(step.failure(Completed((), 127, "", "")))
 
 
 @pytest.mark.processes

@@ -244,7 +244,7 @@ def test_machines_that_serve_are_not_removed_unless_told(invoke: Invoke) -> None
     code, out, _ = invoke("remove", "--stop", *LAB)
     assert code == 0
     assert "lab-a: stop sparkstack-ray-head" in out
-    assert "lab-b: remove 2 files in /etc" in out
+    assert "lab-b: remove /opt/sparkstack" in out
 
 
 def test_a_rollback_to_the_release_in_use_notes_what_was_not_noted(invoke: Invoke) -> None:
