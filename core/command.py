@@ -101,8 +101,8 @@ def converge(
     options: Options,
     *,
     again: Planner | None = None,
-) -> None:
-    """Run a command the whole way: look, plan, apply, look again.
+) -> Plan:
+    """Run a command the whole way: look, plan, apply, look again. Returns the plan that was shown or applied.
 
     ``planner`` is pure; ``again`` takes its place after applying where the command does something in any case.
     Raises NotConverged when the second plan is not empty, LockHeld when another command works on the cluster, from here
@@ -110,8 +110,9 @@ def converge(
     """
     if options.plan_only:
         with Hosts(cluster) as hosts:
-            show_plan(planner(look(cluster, question, options, hosts)), options)
-        return
+            plan = planner(look(cluster, question, options, hosts))
+        show_plan(plan, options)
+        return plan
     said = f"invoke {name}"
     with locked(cluster, said), Hosts(cluster) as hosts, held(cluster, hosts, said) as guard:
         plan = planner(look(cluster, question, options, hosts))
@@ -119,6 +120,7 @@ def converge(
             checker = again or planner
             apply_and_check(name, plan, lambda: checker(look(cluster, question, options, hosts)), hosts, guard)
     _answer_done(plan, options)
+    return plan
 
 
 def apply_and_check(

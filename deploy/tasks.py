@@ -197,7 +197,9 @@ def releases(
             f"--keep {keep} cannot be", next_move=f"say --collect --keep N with {LEAST} or more, or leave --keep out"
         )
     if collect:
-        converge("releases", chosen, question, lambda seen: plan_collect(chosen, seen, keep), options)
+        _say_notes(
+            converge("releases", chosen, question, lambda seen: plan_collect(chosen, seen, keep), options), options
+        )
         return
     with Hosts(chosen) as hosts:
         seen = look(chosen, question, options, hosts)
@@ -212,7 +214,13 @@ def rollback(
     """Take the release before this one (or another) into use again, on all nodes or on none."""
     chosen = chosen_cluster(cluster)
     options = Options(dry_run, json, Path(facts) if facts else None)
-    converge("rollback", chosen, Question(), _rollback_planner(chosen, to), options)
+    _say_notes(converge("rollback", chosen, Question(), _rollback_planner(chosen, to), options), options)
+
+
+def _say_notes(plan: Plan, options: Options) -> None:
+    """Say after the work what a reader of the plan would have known."""
+    if plan.notes and not (options.plan_only or options.as_json or plan.empty):
+        answer("\n".join(f"note: {note}" for note in plan.notes))
 
 
 def _rollback_planner(cluster: Cluster, to: str) -> Callable[[Facts], Plan]:
@@ -254,7 +262,7 @@ def remove(
         return plan_remove(chosen, seen, stop=stop, keep_models=keep_models)
 
     if yes or options.plan_only or _removal_agreed(chosen, plan, options):
-        converge("remove", chosen, Question(), plan, options)
+        _say_notes(converge("remove", chosen, Question(), plan, options), options)
 
 
 def _removal_agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:

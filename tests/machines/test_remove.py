@@ -56,6 +56,7 @@ def test_all_of_ours_goes_but_models_and_foreign_files_and_a_deployment_brings_i
     with running(lab, B):
         done = invoke.works("remove", "--yes", "--stop", "--keep-models")
     assert "nothing left to do" in done.err
+    assert f"note: {A}: thesis in {ROOT} is not of the suite and stays" in done.out
     assert entries(lab, A) == {"models", "thesis"}
     assert entries(lab, B) <= {"models"}
     assert lab.output(B, "systemctl list-units --all --plain --no-legend 'sparkstack-*'") == ""

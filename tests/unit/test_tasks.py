@@ -15,10 +15,11 @@ from invoke.program import Program
 from invoke.tasks import Task
 
 import build.tasks
+import deploy.tasks
 import tasks
 from core import apply, command, config
 from core.errors import BuildFailed, InUse, UnfitNode, UsageError
-from core.plan import make_plan
+from core.plan import Call, make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
 
@@ -254,6 +255,18 @@ def test_a_rollback_to_the_release_in_use_notes_what_was_not_noted(invoke: Invok
         "1. check what is in use",
         "2. note what is in use",
     ]
+
+
+def test_what_a_removal_leaves_is_named_after_the_work(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = make_plan(
+        "t", [("stage", [Call(node="controller", title="x", reason="r", shown="", action=int)])], ["thesis stays"]
+    )
+    monkeypatch.setattr(deploy.tasks, "converge", lambda *_: made)
+    assert invoke("remove", "--yes", "--cluster", "local") == (0, "note: thesis stays\n", "")
+    assert invoke("remove", "--yes", "--dry-run", "--cluster", "local") == (0, "", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rollback_without_a_release_before_is_refused(invoke: Invoke) -> None:
