@@ -52,8 +52,8 @@ def _of_node(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Kept]:
             state=_state(seen, release),
             stack=str(seen.releases.get(release, {}).get("stack", "")),
             serving=release in serving,
-            since=last.at if last else "",
-            by=last.by if last else "",
+            since=last.at.strip("?") if last else "",
+            by=last.by.strip("?") if last else "",
             size=seen.used.get(str(release_folder(cluster, release))),
         )
 

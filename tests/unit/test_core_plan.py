@@ -207,3 +207,13 @@ def test_a_command_can_be_pasted(argv: tuple[str, ...]) -> None:
 )
 def test_sizes_read_in_powers_of_1000(size: float, text: str) -> None:
     assert megabytes(size) == text
+
+
+def test_what_takes_a_stage_back_is_shown_below_it_and_in_json() -> None:
+    step = Run(node="a", title="switch", reason="r", argv=("true",))
+    back = Run(node="a", title="switch back", reason="all or none", argv=("mv", "old", "new"))
+    plan = make_plan("t", [("one", [step]), ("two", [step])], undo={"one": [back], "three": [back]})
+    assert "   a: if this or a later stage fails: switch back\n\n2. two" in as_text(plan)
+    one, two = as_data(plan)["stages"]  # type: ignore[misc]
+    assert one["undo"][0]["command"] == "mv old new"
+    assert "undo" not in two

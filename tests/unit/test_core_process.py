@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from core import process
 from core.errors import CommandFailed
-from core.process import Completed, follow, run
+from core.process import Completed, Piped, follow, run
 
 pytestmark = pytest.mark.processes
 
@@ -182,3 +183,27 @@ def test_follow_has_a_session_of_its_own_unless_sudo_may_ask() -> None:
 
 def test_a_tail_is_the_last_lines_of_both_streams() -> None:
     assert Completed(("x",), 1, "a\nb\n", "c\n").tail(2) == "b\nc"
+
+
+def test_a_process_beside_us_is_written_to_and_read_from_and_ends_with_its_stdin() -> None:
+    beside = Piped(["cat"])
+    assert beside.beat()
+    assert beside.line() == "\n"
+    beside.close()
+
+
+def test_a_process_beside_us_that_has_ended_says_so() -> None:
+    beside = Piped(["true"])
+    assert beside.line() == ""
+    deadline = time.monotonic() + 5
+    while beside.beat():
+        assert time.monotonic() < deadline
+    beside.close()
+
+
+def test_a_process_beside_us_that_stays_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "GRACE", 0.2)
+    beside = Piped(["sleep", "60"])
+    began = time.monotonic()
+    beside.close()
+    assert time.monotonic() - began < 5

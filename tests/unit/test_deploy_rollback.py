@@ -138,3 +138,9 @@ def test_since_when_is_not_known_of_a_switch_that_was_not_noted() -> None:
     seen = node(lab_facts()["lab-a"], "ab", "a")
     kept = {one.release: one.since for one in inventory(local(), {"lab-a": seen, "lab-b": seen}) if one.node == "lab-a"}
     assert kept == {"a": "", "b": "2026-11-21T10:00:00Z"}
+
+
+def test_since_when_is_not_known_of_what_an_older_version_deployed() -> None:
+    seen = replace(node(lab_facts()["lab-a"], "ab", "b"), history=(Taken("a", "?", "?"), Taken("b", "2026", "me@here")))
+    kept = {one.release: (one.since, one.by) for one in inventory(local(), {"lab-a": seen, "lab-b": seen})}
+    assert kept == {"a": ("", ""), "b": ("2026", "me@here")}

@@ -94,6 +94,15 @@ def test_a_history_is_written_whole_and_forgets_its_oldest_lines() -> None:
     assert lines[-1] == {"release": NEW, "at": HAND.at, "by": HAND.by}
 
 
+def test_what_an_older_version_left_in_use_is_noted_first_so_that_a_rollback_finds_it() -> None:
+    note = dict(plan_switch(local(), facts(OLD), NEW, HAND).stages)["note what is in use"][0]
+    assert isinstance(note, Write)
+    assert [json.loads(line) for line in note.content.splitlines()] == [
+        {"release": OLD, "at": "?", "by": "?"},
+        {"release": NEW, "at": HAND.at, "by": HAND.by},
+    ]
+
+
 @pytest.mark.parametrize(
     ("current", "noted", "complete", "expected"),
     [
