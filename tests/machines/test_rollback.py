@@ -24,6 +24,7 @@ SLOW_CHECK = """#!/bin/sh
 exec "$0.real" "$@"
 """
 """A Python that is slow when a release is checked after the switch, and at no other time."""
+END_SLOW_CHECK = "pkill -f '[s]leep 300'"
 
 
 def copy_release(lab: Lab, name: str, release: str, copy: str) -> None:
@@ -46,6 +47,7 @@ def older(lab: Lab, deployed: str, invoke: CommandLine) -> Iterator[str]:
         copy_release(lab, name, deployed, OLDER)
     yield deployed
     lab.up()
+    lab.ssh(B, END_SLOW_CHECK)
     invoke.works("deploy")
     for name in (A, B):
         forget(lab, name, OLDER)
@@ -140,7 +142,7 @@ def test_a_controller_that_was_killed_after_the_switch_leaves_a_rollback_that_go
         started.says("check what is in use")
         started.reaches(lambda: in_use(lab) == [OLDER] * 2, "it was never switched")
         started.kill()
-    lab.ssh(B, "pkill -f '[s]leep 300'")
+    lab.ssh(B, END_SLOW_CHECK)
     python = f"{ROOT}/releases/{OLDER}/venv/bin/python"
     lab.output(B, f"mv {python}.real {python}")
     assert eventually(lambda: invoke("rollback").code == 0, 60)
