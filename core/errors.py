@@ -97,12 +97,6 @@ class NotBuiltYet(SparkstackError):
     exit_code = 28
 
 
-class InUse(SparkstackError):
-    """Something would be removed that still runs."""
-
-    exit_code = 29
-
-
 class BuildFailed(SparkstackError):
     """A wheel could not be built, fetched or verified."""
 
@@ -137,6 +131,12 @@ class PublishRefused(SparkstackError):
     """Something may not be published there, or another file has its name already."""
 
     exit_code = 35
+
+
+class InUse(SparkstackError):
+    """Something would be removed that still runs."""
+
+    exit_code = 37
 
 
 class NotServing(SparkstackError):
