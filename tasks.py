@@ -13,6 +13,7 @@ ns = Collection(
     wheels.tasks.publish,
     deploy.tasks.facts,
     deploy.tasks.trust,
+    deploy.tasks.doctor,
     deploy.tasks.deploy,
     deploy.tasks.rollback,
     deploy.tasks.releases,

@@ -97,6 +97,12 @@ class NotBuiltYet(SparkstackError):
     exit_code = 28
 
 
+class Doubtful(SparkstackError):
+    """The doctor warns of something that does not forbid going on."""
+
+    exit_code = 29
+
+
 class BuildFailed(SparkstackError):
     """A wheel could not be built, fetched or verified."""
 

@@ -9,28 +9,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from time import time
+from typing import Any
 
-from core import parsers
+from core import condition, parsers
 from core.config import WORK, Address, Cluster, Node, Profile, Subnet
 from core.errors import ConfigError, FactsError
 from core.host import CONTROLLER, Host, SudoPassword
 from core.local import LocalHost
 from core.probe import probe_argv
+from core.reader import Capture, Reader
 from core.remote import Hosts
 
-T = TypeVar("T")
-Raw = Mapping[str, Any]
-"""One fact of a capture: {"code": exit code, "out": text} or, of files, {"files": {path: text}}."""
-Capture = Mapping[str, Raw]
-"""All facts of one node, by name."""
-
-NOT_ASKED: Raw = {"code": 127, "out": "", "files": {}}
 UNITS = "sparkstack-*"
 INSTALL_UNIT = "sparkstack-install"
 CUDA = "/usr/local/cuda"
@@ -87,6 +82,8 @@ class NodeFacts:
     """Path to bytes of what the suite's folder holds; files that several share count in each, once in the whole."""
     locks: Mapping[str, str] = field(default_factory=dict)
     """Release id to its stack.lock; like `used` only in an inventory."""
+    condition: condition.Condition = field(default_factory=condition.Condition)
+    """What the doctor looks at besides."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -103,13 +100,17 @@ Facts = Mapping[str, NodeFacts]
 
 @dataclass(frozen=True)
 class Question:
-    """What a probe asks beyond the machine itself: a profile's model, packages, and how to ask the head for a token."""
+    """What a probe asks beyond the machine itself: a profile's model, packages, and how to ask the head for a token.
+
+    ``whole`` asks for the node's condition as well (core/condition.py).
+    """
 
     profile: Profile | None = None
     packages: tuple[str, ...] = ()
     token_argv: tuple[str, ...] = ()
     inventory: bool = False
     """Whether to count the disk that releases use, and to read which wheels they name."""
+    whole: bool = False
 
 
 def gather(hosts: Hosts, cluster: Cluster, question: Question) -> Captures:
@@ -182,13 +183,15 @@ def require_nodes(facts: Facts, nodes: tuple[Node, ...]) -> None:
 def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str, Any]:
     """Return what the probe is asked: {"commands": {fact: argv}, "files": {fact: [glob]}}. Pure."""
     root = cluster.root
-    model = model_folder(cluster, question.profile) if question.profile else root / "models/-"
+    model = model_folder(cluster, question.profile) if question.profile else PurePosixPath(root / "models/-")
     token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
     machine = _machine_request(root, question.packages)
+    more = condition.request(cluster, node, model) if question.whole else {"commands": {}, "files": {}}
     return {
         "ours": rf"{re.escape(str(root))}/|ray::|raylet|gcs_server|VLLM::",
         "commands": {
             **machine["commands"],
+            **more["commands"],
             "addresses": ["ip", "-br", "addr"],
             "root": ["stat", "-c", "%U", str(root)],
             "wheels": ["find", f"{root}/wheels", "-maxdepth", "1", "-name", "*.whl", "-printf", "%f %s\n"],
@@ -207,6 +210,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
         },
         "files": {
             **machine["files"],
+            **more["files"],
             "mtu": ["/sys/class/net/*/mtu"],
             "speed": ["/sys/class/net/*/speed"],
             "complete": [f"{root}/releases/*/complete.json"],
@@ -274,9 +278,10 @@ def model_folder(cluster: Cluster, profile: Profile) -> PurePosixPath:
 
 
 def _probe(host: Host, request: Mapping[str, Any]) -> Capture:
+    asked = time()
     done = host.run(probe_argv(request), timeout=60)
     try:
-        return parsers.record(done.out)
+        return {**parsers.record(done.out), "asked": {"code": 0, "out": f"{asked:.3f} {time():.3f}\n"}}
     except ValueError as error:
         raise FactsError(
             "the probe answered something that is not JSON",
@@ -288,7 +293,7 @@ def _probe(host: Host, request: Mapping[str, Any]) -> Capture:
 
 def parse(name: str, capture: Capture) -> NodeFacts:
     """Parse one node's capture. Pure. Raises FactsError naming the fact that is missing or cannot be read."""
-    reader = _Reader(name, capture)
+    reader = Reader(name, capture)
     uname = reader.needed("uname", parsers.uname)
     memory = reader.memory()
     releases = reader.records("complete")
@@ -329,10 +334,11 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         entries=frozenset(reader.out("entries", str.splitlines)),
         used={**reader.out("used", parsers.disk_used), **reader.out("total", parsers.disk_used)},
         locks={PurePosixPath(path).parent.name: text for path, text in reader.files("locks").items()},
+        condition=condition.condition(reader),
     )
 
 
-def _toolchain(reader: _Reader) -> parsers.Toolchain:
+def _toolchain(reader: Reader) -> parsers.Toolchain:
     return parsers.Toolchain(
         gcc=reader.asked("gcc", str.strip),
         programs=reader.asked("tools", parsers.program_names),
@@ -341,59 +347,3 @@ def _toolchain(reader: _Reader) -> parsers.Toolchain:
         ptxas_codes=reader.asked("ptxas_help", parsers.gpu_codes),
         headers=reader.asked("headers", parsers.yes),
     )
-
-
-class _Reader:
-    """Access to a capture: needed facts must be there, others read as empty where they were not asked or failed."""
-
-    def __init__(self, node: str, capture: Capture) -> None:
-        self._node = node
-        self._capture = capture
-
-    def files(self, fact: str) -> Mapping[str, str]:
-        found: Mapping[str, str] = self._capture.get(fact, NOT_ASKED).get("files", {})
-        return found
-
-    def file(self, fact: str) -> str:
-        return next(iter(self.files(fact).values()), "")
-
-    def needed(self, fact: str, parser: Callable[[str], T]) -> T:
-        if not self._text(fact).strip():
-            raise self._unread(fact, "the node did not answer it", str(self._capture.get(fact, {}).get("error", "")))
-        return self.out(fact, parser)
-
-    def out(self, fact: str, parser: Callable[[str], T]) -> T:
-        return self._parsed(fact, parser, self._text(fact))
-
-    def asked(self, fact: str, parser: Callable[[str], T]) -> T | None:
-        """Return None for what an older capture was not asked."""
-        return self.out(fact, parser) if fact in self._capture else None
-
-    def memory(self) -> parsers.Memory:
-        host = self._parsed("meminfo", parsers.meminfo, self.file("meminfo"))
-        usage, stat = self.file("cgroup_usage"), self.file("cgroup_stat")
-        return self._parsed(
-            "cgroup_usage", lambda text: parsers.smaller_memory(host, self.files("cgroup").values(), text, stat), usage
-        )
-
-    def records(self, fact: str) -> dict[str, Mapping[str, Any]]:
-        """Return the JSON objects of a fact that is files, by the name of each file's folder."""
-        found = self.files(fact).items()
-        return {PurePosixPath(path).parent.name: self._parsed(fact, parsers.record, text) for path, text in found}
-
-    def _text(self, fact: str) -> str:
-        return str(self._capture.get(fact, NOT_ASKED).get("out", ""))
-
-    def _parsed(self, fact: str, parser: Callable[[str], T], text: str) -> T:
-        try:
-            return parser(text)
-        except (ValueError, IndexError, KeyError) as error:
-            raise self._unread(fact, str(error), text) from error
-
-    def _unread(self, fact: str, why: str, text: str) -> FactsError:
-        return FactsError(
-            f"the fact {fact!r} cannot be read: {why}",
-            node=self._node,
-            next_move="look at it on the node by hand; if it is well formed, report it as a bug",
-            evidence=text[:500],
-        )

@@ -11,7 +11,8 @@ from typing import Any
 # Runs on the node with nothing but the standard library, reads and never writes. Process names are matched here so
 # that other people's command lines never leave the node.
 _PROBE = """
-import glob, json, os, re, subprocess, sys
+import glob, json, os, re, subprocess, sys, time
+began = time.time()
 os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/cuda/bin"
 os.environ["LC_ALL"] = "C"
 request = json.loads(sys.argv[1])
@@ -35,6 +36,7 @@ for name, patterns in request["files"].items():
 ours = re.compile(request["ours"])
 lines = facts["processes"]["out"].split("\\n")
 facts["processes"]["out"] = "".join(line + "\\n" for line in lines if ours.search(line))
+facts["clock"] = {"code": 0, "out": "%.3f %.3f\\n" % (began, time.time())}
 print(json.dumps(facts))
 """
 

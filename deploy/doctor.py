@@ -1,13 +1,19 @@
-"""Can these nodes take this stack? Facts in, findings out, each with the next move."""
+"""Can these nodes take this stack, and serve this profile? Facts in, findings out, each with the next move.
+
+`examine` is what `invoke deploy` asks before it brings wheels; CHECKS is all that `invoke doctor` asks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from core.config import Cluster, Node, Stack
 from core.facts import Facts, NodeFacts
-from core.findings import Finding, apt_install
+from core.findings import Finding, Severity, apt_install
 from core.plan import megabytes
+from deploy.checks import fabric, gpu, leftovers, likeness, memory
+from deploy.checks.case import Case, Check
 from wheels.manifest import Manifest
 from wheels.target import target_of
 
@@ -82,3 +88,76 @@ def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -
             f"the disk is full: {megabytes(seen.disk_free)} free below {cluster.root}, {megabytes(needed)} needed",
             "free space on the node, then run the same command again",
         )
+
+
+def _asked(one: Callable[[Case, Node, NodeFacts], Iterator[Finding]], meaning: str) -> Check:
+    """Return a check out of one of the functions above, which deploy asks too."""
+
+    def check(case: Case) -> Iterator[Finding]:
+        for node, seen, _ in case.nodes():
+            yield from (replace(finding, meaning=meaning) for finding in one(case, node, seen))
+
+    return check
+
+
+CHECKS: Mapping[str, Check] = {
+    "fabric address": _asked(
+        lambda case, node, seen: _network(case.cluster, node, seen),
+        "distributed traffic would have no way, or take the management network: a hang or a crawl, without a message",
+    ),
+    "system": _asked(
+        lambda case, node, seen: _stack(case.stack, node, seen),
+        "the wheels of the stack cannot be installed there, or do not run",
+    ),
+    "wheels": _asked(
+        lambda case, node, seen: _wheels(case.cluster, case.manifest, node, seen) if case.manifest else iter(()),
+        "invoke deploy cannot bring the release there",
+    ),
+    "driver answers": gpu.driver_answers,
+    "driver": gpu.driver_version,
+    "GPU": gpu.capability,
+    "CUDA toolkit": gpu.toolkit,
+    "ranks": gpu.ranks,
+    "both halves": fabric.halves,
+    "RoCE addresses": fabric.gids,
+    "GID index": fabric.gid_index,
+    "MTU": fabric.mtu,
+    "link rate": fabric.speed,
+    "PCIe lanes": fabric.lanes,
+    "route": fabric.way,
+    "reachability": fabric.reach,
+    "model fits": memory.fits,
+    "memory": memory.available,
+    "page cache": memory.page_cache,
+    "model known": memory.known,
+    "swap": memory.swap,
+    "GPU processes": leftovers.gpu_processes,
+    "other Ray or vLLM": leftovers.like_ours,
+    "ports": leftovers.ports,
+    "containers": leftovers.containers,
+    "sshd": leftovers.sshd,
+    "one target": likeness.target,
+    "versions": likeness.versions,
+    "releases": likeness.releases,
+    "clocks": likeness.clocks,
+}
+"""Every check by its name, in the order in which they are asked."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A finding and the check that made it."""
+
+    check: str
+    finding: Finding
+
+
+def diagnose(case: Case) -> tuple[Diagnosis, ...]:
+    """Ask every check; the worst findings first."""
+    found = [Diagnosis(name, finding) for name, check in CHECKS.items() for finding in check(case)]
+    return tuple(sorted(found, key=lambda one: -one.finding.severity))
+
+
+def worst(diagnoses: tuple[Diagnosis, ...]) -> Severity | None:
+    """Return the worst severity, None without a finding."""
+    return max((one.finding.severity for one in diagnoses), default=None)

@@ -1,4 +1,5 @@
 """Tasks of deploy/: facts, trust, probe, deploy, releases, rollback, remove."""
+"""Tasks of deploy/: facts, trust, doctor, probe, deploy."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from invoke.context import Context
+from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
@@ -27,6 +29,8 @@ from deploy.collect import LEAST, plan_collect
 from deploy.doctor import examine
 from deploy.removal import plan_remove
 from deploy.rollback import plan_rollback, wanted_release
+from deploy.doctor import diagnose, examine
+from deploy.page import as_data, case_of, exit_code, page
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
 from wheels.target import common_target
@@ -46,7 +50,7 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
     with Hosts(chosen) as hosts:
         profile = load_profile(chosen.profile)
         token = ask_argv(chosen.api_url, profile.served_names[0], timeout=15)
-        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token))
+        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token, whole=True))
     if save:
         Path(save).write_text(captures.to_json(), encoding="utf-8")
     if json:
@@ -109,6 +113,29 @@ def _agreed(name: str) -> bool:
             next_move="compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
         )
     return input("Is that the fingerprint of the node? [y/N] ").strip().lower() in ("y", "yes")
+
+
+@task(
+    help={
+        "cluster": "which machines (config/clusters)",
+        "profile": "which model, and how (config/profiles)",
+        "json": "answer as JSON",
+        "facts": "plan from a saved file, without touching a node",
+    }
+)
+@command
+def doctor(_: Context, cluster: str = "", profile: str = "", json: bool = False, facts: str = "") -> None:
+    """Say whether these machines can serve this profile; the exit code tells the worst finding."""
+    chosen = chosen_cluster(cluster)
+    stack, wanted = stack_of(chosen), load_profile(profile or chosen.profile)
+    options = Options(as_json=json, facts=Path(facts) if facts else None)
+    with Hosts(chosen) as hosts:
+        seen = look(chosen, Question(wanted, stack.packages, whole=True), options, hosts)
+    case = case_of(chosen, stack, wanted, seen)
+    found = diagnose(case)
+    answer_json(as_data(case, found)) if json else answer(page(case, found))
+    if code := exit_code(found):
+        raise Exit(code=code)
 
 
 @task(help={"cluster": "which machines (config/clusters)", "json": "answer as JSON"})

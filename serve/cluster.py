@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from core.config import Cluster, Node, Profile, Stack
 from core.errors import ConfigError, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts, model_folder
+from core.ports import same_port
 from deploy.environment import interpreter
 
 RAY_HEAD, RAY_WORKER, VLLM = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm"
@@ -126,7 +127,7 @@ def environment_of(service: Service, node: Node, seen: NodeFacts) -> dict[str, s
         "GLOO_SOCKET_IFNAME": interface,
         "TP_SOCKET_IFNAME": interface,
     }
-    halves = [hca.device for hca in seen.hcas if hca.up and _same_port(hca.interface, interface)]
+    halves = [hca.device for hca in seen.hcas if hca.up and same_port(hca.interface, interface)]
     if halves:
         network |= {"NCCL_IB_HCA": ",".join(halves), "NCCL_IB_DISABLE": "0"}
     return {**service.stack.environment, **service.profile.environment, **network}
@@ -142,12 +143,6 @@ def fabric_interface(cluster: Cluster, node: Node, seen: NodeFacts) -> str:
             next_move=f"give it to the cable's interface, or correct the cluster {cluster.name}",
         )
     return cluster.fabric.interface or found.name
-
-
-def _same_port(one: str, other: str) -> bool:
-    """Whether two interfaces are halves of one QSFP port: a port shows as enp1s0f0np0 and enP2p1s0f0np0."""
-    ends = [re.search(r"f\d+np\d+$", name) for name in (one, other)]
-    return one == other or (ends[0] is not None and ends[1] is not None and ends[0][0] == ends[1][0])
 
 
 def deviations(service: Service, facts: Facts) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ def test_the_shipped_sparks_are_the_guides(name: str, lan: str, fabric: str) -> 
 def test_the_shipped_facts_answer_all_that_the_probe_asks_and_say_where_each_is_from() -> None:
     shipped, cluster = spark_captures(), load_cluster("spark")
     for node in cluster.nodes:
-        request = probe_request(cluster, node, Question(load_profile("qwen2.5-32b"), ("gcc",), ("ask",)))
-        assert {*request["commands"], *request["files"]} == set(shipped.nodes[node.name])
+        request = probe_request(cluster, node, Question(load_profile("qwen2.5-32b"), ("gcc",), ("ask",), whole=True))
+        assert {*request["commands"], *request["files"], "clock", "asked"} == set(shipped.nodes[node.name])
         assert set(shipped.nodes[node.name]) <= set(shipped.sources)
     assert "/work" not in SPARK_PAIR.read_text()
 
@@ -183,6 +184,14 @@ def test_the_head_alone_is_asked_for_a_token() -> None:
     assert [commands.get("token") for commands in asked] == [["ask", "now"], None]
 
 
+def test_the_condition_is_asked_only_where_it_is_wanted() -> None:
+    cluster = load_cluster("local")
+    plain, whole = (probe_request(cluster, cluster.head, Question(whole=whole)) for whole in (False, True))
+    more = {*whole["commands"], *whole["files"]} - {*plain["commands"], *plain["files"]}
+    assert {"reach lab-b", "route lab-b", "gpu_processes", "gids", "model_config"} < more
+    assert whole["commands"]["reach lab-b"][-2:] == ["198.18.100.1", "198.18.100.2"]
+
+
 def test_a_model_is_below_the_root_unless_its_path_is_absolute() -> None:
     cluster, tiny = load_cluster("local"), load_profile("tiny")
     assert str(model_folder(cluster, tiny)) == "/opt/sparkstack/models/sparkstack-tiny"
@@ -191,7 +200,7 @@ def test_a_model_is_below_the_root_unless_its_path_is_absolute() -> None:
 
 def test_a_request_is_data_and_is_asked_in_one_command() -> None:
     cluster = load_cluster("local")
-    request = probe_request(cluster, cluster.head, Question(load_profile("tiny"), ("libnuma1",)))
+    request = probe_request(cluster, cluster.head, Question(load_profile("tiny"), ("libnuma1",), whole=True))
     assert json.loads(json.dumps(request)) == request
     assert request["commands"]["packages"][-1] == "libnuma1"
     argv = probe_argv(request)
@@ -253,7 +262,14 @@ class Answering:
 def test_all_nodes_are_asked() -> None:
     cluster, saved = load_cluster("local"), load_captures(LAB_PAIR)
     hosts = {name: Answering(name, json.dumps(facts)) for name, facts in saved.nodes.items()}
-    assert gather(hosts, cluster, Question()).nodes == saved.nodes  # type: ignore[arg-type]
+    began = time.time()
+    found = gather(hosts, cluster, Question()).nodes  # type: ignore[arg-type]
+    assert {name: {**facts, "asked": None} for name, facts in found.items()} == {
+        name: {**facts, "asked": None} for name, facts in saved.nodes.items()
+    }
+    for facts in found.values():
+        asked, answered = map(float, facts["asked"]["out"].split())
+        assert began - 1 < asked <= answered < time.time() + 1, "when this host asked and was answered"
 
 
 @pytest.mark.parametrize("text", ["Welcome!\n{}", "5", ""])
@@ -292,6 +308,8 @@ def test_the_probe_runs_and_answers_every_fact() -> None:
     assert "no-such-program" in facts["absent"]["error"]
     assert facts["kept"]["files"]["/etc/os-release"] == Path("/etc/os-release").read_text()
     assert facts["gone"] == {"code": 0, "files": {}}
+    began, ended = map(float, facts["clock"]["out"].split())
+    assert began <= ended
     assert facts["processes"]["out"] == "1 root sparkstack-unit-test a\n3 x sparkstack-unit-test\u2028b\n"
 
 

@@ -1,0 +1,117 @@
+"""What is there already: processes on the GPU, ports, containers, and whether sshd outlives a shortage of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.condition import GpuProcess, Owner
+from core.config import RAY_PORTS, Node
+from core.findings import Finding, Severity
+from deploy.checks.case import Case, gib, serves
+
+OURS = "sparkstack-"
+CONTAINERS = ("docker-", "libpod-", "cri-containerd-", "containerd.")
+SAFE_OOM = -900
+
+
+def gpu_processes(case: Case) -> Iterator[Finding]:
+    """A process holds GPU memory and belongs to no service of ours that runs."""
+    for node, seen, condition in case.nodes():
+        for process in condition.gpu_processes:
+            owner = condition.owners.get(process.pid, Owner("?", "-"))
+            if not owner.unit.startswith(OURS):
+                yield _stranger(node, process, owner)
+            elif not serves(seen):
+                yield _left_over(node, case, process)
+
+
+def _stranger(node: Node, process: GpuProcess, owner: Owner) -> Finding:
+    return Finding(
+        node.name,
+        f"{_named(process)} is on the GPU; user {owner.user}, {_place(owner)}",
+        "ask its owner to end it; this suite ends nothing that it did not start",
+        "it takes memory that the model needs, and computing time",
+        Severity.WARNING,
+    )
+
+
+def _left_over(node: Node, case: Case, process: GpuProcess) -> Finding:
+    return Finding(
+        node.name,
+        f"{_named(process)} was left by a service of ours that has ended",
+        f"invoke stop --cluster {case.cluster.flag}",
+        "after a crash the other rank lives on and holds its memory",
+    )
+
+
+def _named(process: GpuProcess) -> str:
+    memory = gib(process.memory) if process.memory is not None else "memory unknown"
+    return f"process {process.pid} {process.name} ({memory})"
+
+
+def _place(owner: Owner) -> str:
+    if owner.unit.startswith(CONTAINERS):
+        return f"in a container ({owner.unit[:32]})"
+    return "in no unit" if owner.unit == "-" else f"in {owner.unit}"
+
+
+def like_ours(case: Case) -> Iterator[Finding]:
+    """Ray or vLLM runs there that is no service of ours: nohup, a container, another suite."""
+    for node, seen, condition in case.nodes():
+        on_gpu = {process.pid for process in condition.gpu_processes}
+        for process in seen.processes:
+            owner = condition.owners.get(process.pid)
+            if owner is not None and not owner.unit.startswith(OURS) and process.pid not in on_gpu:
+                yield Finding(
+                    node.name,
+                    f"process {process.pid} of user {owner.user} looks like Ray or vLLM, {_place(owner)}",
+                    "end it where it was started (for the guide's: ray stop, as that user)",
+                    "a second Ray on the node takes ports, and workers may join the wrong one",
+                    Severity.WARNING,
+                )
+                break
+
+
+def ports(case: Case) -> Iterator[Finding]:
+    """A port that a service of ours is to listen at is taken."""
+    cluster = case.cluster
+    ray = range(cluster.ray_port, cluster.ray_port + RAY_PORTS)
+    for node, seen, _ in case.nodes():
+        wanted = {*ray, cluster.api.port} if node == cluster.head else set(ray)
+        taken = sorted({listener.port for listener in seen.listening} & wanted)
+        if taken and not serves(seen):
+            look = f"sudo ss -ltnp 'sport = :{taken[0]}'"
+            yield Finding(
+                node.name,
+                f"something listens at port{'s' * (len(taken) > 1)} {', '.join(map(str, taken))} already",
+                f"on the node: {look} names it; end it, or change the port in the cluster's file",
+                "Ray or the API cannot start there",
+            )
+
+
+def containers(case: Case) -> Iterator[Finding]:
+    """Containers run on the node."""
+    for node, _, condition in case.nodes():
+        units = {owner.unit for owner in condition.owners.values() if owner.unit.startswith(CONTAINERS)}
+        units.discard("containerd.service")
+        if units:
+            yield Finding(
+                node.name,
+                f"containers run there: {len(units)} ({sorted(units)[0][:32]})",
+                "docker ps on the node says which; stop those that are not needed",
+                "their memory is the GPU's too",
+                Severity.NOTE,
+            )
+
+
+def sshd(case: Case) -> Iterator[Finding]:
+    """Sshd may be killed when memory runs out."""
+    for node, _, condition in case.nodes():
+        if condition.sshd_oom is not None and condition.sshd_oom > SAFE_OOM:
+            yield Finding(
+                node.name,
+                f"sshd's OOM score is {condition.sshd_oom}",
+                "on the node: sudo systemctl edit ssh, with [Service] OOMScoreAdjust=-1000, then restart it",
+                "when memory runs out the kernel may kill sshd before the model, and nobody gets in",
+                Severity.NOTE,
+            )

@@ -1,0 +1,91 @@
+"""Memory: is there what the profile needs, on every node?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.findings import Finding, Severity
+from deploy.checks.case import Case, gib, serves
+from deploy.need import utilization
+
+SWAPPED = 2**30
+"""Bytes in swap that say that the node was short of memory."""
+
+
+def fits(case: Case) -> Iterator[Finding]:
+    """What vLLM may take is too little for the model, whatever else runs."""
+    for node, seen, _ in case.nodes():
+        need = case.need(seen)
+        if need.claim is not None and need.inside is not None and need.inside > need.claim:
+            yield Finding(
+                node.name,
+                f"the model needs {gib(need.inside)} ({gib(need.weights or 0)} of weights, {gib(need.kv_cache or 0)} "
+                f"of KV cache, {gib(need.work)} to work with), vLLM may take {gib(need.claim)} "
+                f"({utilization(case.profile):g} of {gib(seen.memory_total)})",
+                "more nodes (pipeline_parallel), a shorter --max-model-len, or a smaller or quantised model",
+                "vLLM loads the weights for minutes, then ends: no available memory for the cache blocks",
+            )
+
+
+def available(case: Case) -> Iterator[Finding]:
+    """Too little memory is available for what starts now."""
+    for node, seen, _ in case.nodes():
+        need = case.need(seen)
+        if serves(seen) or need.total is None or seen.memory_available >= need.total:
+            continue
+        enough = need.claim is not None and seen.memory_available >= need.claim
+        yield Finding(
+            node.name,
+            f"{gib(seen.memory_available)} of {gib(seen.memory_total)} are available, the profile "
+            f"{case.profile.name} needs {gib(need.total)}",
+            "end what holds memory (findings below name it), or lower --gpu-memory-utilization in the profile",
+            "vLLM starts and leaves too little for the rest: a node that runs out freezes until its power is cut"
+            if enough
+            else "vLLM ends at its start, or the node runs out of memory and freezes until its power is cut",
+            Severity.WARNING if enough else Severity.PROBLEM,
+        )
+
+
+def page_cache(case: Case) -> Iterator[Finding]:
+    """What vLLM takes is available, but holds page cache, which CUDA does not count as free (vllm#48140)."""
+    for node, seen, condition in case.nodes():
+        need, free = case.need(seen), condition.memory_free
+        if serves(seen) or need.claim is None or free is None:
+            continue
+        if free < need.claim <= seen.memory_available:
+            yield Finding(
+                node.name,
+                f"{gib(free)} are free, {gib(seen.memory_available)} with the page cache; vLLM takes {gib(need.claim)}",
+                "on the node, before it starts: sync; echo 3 | sudo tee /proc/sys/vm/drop_caches",
+                "some versions of vLLM count only what is free, and end with `Free memory on device … is less than "
+                "desired GPU memory utilization`",
+                Severity.WARNING,
+            )
+
+
+def known(case: Case) -> Iterator[Finding]:
+    """The model's shape is not known, so neither is its need."""
+    for node, seen, condition in case.nodes():
+        if case.need(seen).inside is not None:
+            continue
+        has = "its config.json tells too little" if condition.model_config else "it is not on the node"
+        yield Finding(
+            node.name,
+            f"what the model {case.profile.model} needs of the memory is not known: {has}",
+            "bring the model to the node, then ask again",
+            "whether the model fits was not checked",
+            Severity.NOTE,
+        )
+
+
+def swap(case: Case) -> Iterator[Finding]:
+    """Much lies in swap: the node was short of memory, or is."""
+    for node, _, condition in case.nodes():
+        if condition.swap.used >= SWAPPED:
+            yield Finding(
+                node.name,
+                f"{gib(condition.swap.used)} of its memory lie in swap",
+                "on the node, when enough memory is available again: sudo swapoff -a; sudo swapon -a",
+                "it was short of memory before; what is swapped out answers late when it is needed",
+                Severity.WARNING,
+            )
