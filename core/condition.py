@@ -20,6 +20,8 @@ from core.reader import Reader
 RDMA = "/sys/class/infiniband/*"
 FIRST_GIDS = ("[0-9]", "1[0-5]")
 """A port has 256 entries, filled from the first on: four or so an address."""
+LARGE = "8972"
+"""Bytes that make a packet of 9000, with 20 of IPv4 and 8 of ICMP."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Condition:
     """PCIe lanes in use, by interface."""
     reach: Mapping[str, bool | None] = field(default_factory=dict)
     """Whether a packet sent from the fabric address came back, by node; None where nothing could be sent."""
+    reach_large: Mapping[str, bool | None] = field(default_factory=dict)
+    """The same with a packet of 9000 bytes that nobody may divide."""
     routes: Mapping[str, str | None] = field(default_factory=dict)
     """The interface that packets for a node's fabric address leave by, by node."""
     dgx: Mapping[str, str] = field(default_factory=dict)
@@ -118,6 +122,7 @@ def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any
             "sshd": ["ps", "-C", "sshd", "-o", "ppid=,oomadj="],
             "dgx": ["grep", "-v", "SERIAL", "/etc/dgx-release"],
             **{f"reach {other.name}": [*ping, str(other.fabric)] for other in others},
+            **{f"large {other.name}": [*ping, "-M", "do", "-s", LARGE, str(other.fabric)] for other in others},
             **{f"route {other.name}": ["ip", "-o", "route", "get", str(other.fabric)] for other in others},
         },
         "files": {
@@ -142,6 +147,7 @@ def condition(reader: Reader) -> Condition:
         rdma=reader.parsed("gids", lambda _: rdma_ports(reader.files("rdma"), reader.files("gids")), ""),
         lanes=reader.parsed("lanes", lambda _: lanes(reader.files("lanes")), ""),
         reach=reader.by_name("reach", came_back),
+        reach_large=reader.by_name("large", came_back),
         routes=reader.by_name("route", route_device),
         dgx=reader.out("dgx", parsers.os_release),
         module=module_version(reader.file("module")),

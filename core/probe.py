@@ -12,18 +12,20 @@ from typing import Any
 # that other people's command lines never leave the node.
 _PROBE = """
 import glob, json, os, re, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 began = time.time()
 os.environ["PATH"] += ":/usr/sbin:/sbin:/usr/local/cuda/bin"
 os.environ["LC_ALL"] = "C"
 request = json.loads(sys.argv[1])
-facts = {}
-for name, argv in request["commands"].items():
+def ask(argv):
     try:
         options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
         done = subprocess.run(argv, timeout=20, **options)
-        facts[name] = {"code": done.returncode, "out": done.stdout}
+        return {"code": done.returncode, "out": done.stdout}
     except (OSError, subprocess.TimeoutExpired) as error:
-        facts[name] = {"code": 127, "out": "", "error": str(error)}
+        return {"code": 127, "out": "", "error": str(error)}
+with ThreadPoolExecutor(4) as pool:  # one that waits (ping, a question for a token) holds up no other
+    facts = dict(zip(request["commands"], pool.map(ask, request["commands"].values())))
 for name, patterns in request["files"].items():
     found = {}
     for path in sorted(p for pattern in patterns for p in glob.glob(pattern)):

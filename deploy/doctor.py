@@ -105,6 +105,7 @@ CHECKS: Mapping[str, Check] = {
         lambda case, node, seen: _network(case.cluster, node, seen),
         "distributed traffic would have no way, or take the management network: a hang or a crawl, without a message",
     ),
+    "driver answers": gpu.driver_answers,
     "system": _asked(
         lambda case, node, seen: _stack(case.stack, node, seen),
         "the wheels of the stack cannot be installed there, or do not run",
@@ -113,7 +114,6 @@ CHECKS: Mapping[str, Check] = {
         lambda case, node, seen: _wheels(case.cluster, case.manifest, node, seen) if case.manifest else iter(()),
         "invoke deploy cannot bring the release there",
     ),
-    "driver answers": gpu.driver_answers,
     "driver": gpu.driver_version,
     "GPU": gpu.capability,
     "CUDA toolkit": gpu.toolkit,
@@ -126,6 +126,7 @@ CHECKS: Mapping[str, Check] = {
     "PCIe lanes": fabric.lanes,
     "route": fabric.way,
     "reachability": fabric.reach,
+    "large packets": fabric.large,
     "model fits": memory.fits,
     "memory": memory.available,
     "page cache": memory.page_cache,

@@ -7,6 +7,7 @@ weights and what it works with, and makes the rest its KV cache
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,13 +90,14 @@ def need_of(profile: Profile, shape: Shape | None, seen: NodeFacts) -> Need:
 
 def utilization(profile: Profile) -> float:
     """Return the share of the memory that vLLM takes."""
-    return float(flag(profile.flags, "--gpu-memory-utilization") or UTILIZATION)
+    given = flag(profile.flags, "--gpu-memory-utilization") or ""
+    return float(given) if re.fullmatch(r"[01]?\.?\d+", given) else UTILIZATION
 
 
 def flag(flags: Sequence[str], name: str) -> str | None:
     """Return the value of an option among arguments, as `--name value` or `--name=value`; the last one counts."""
     found = None
-    for word, following in zip(flags, [*flags[1:], ""], strict=True):
+    for word, following in zip(flags, [*flags[1:], ""], strict=False):
         if word == name:
             found = following
         elif word.startswith(f"{name}="):
@@ -104,15 +106,17 @@ def flag(flags: Sequence[str], name: str) -> str | None:
 
 
 def _weights(profile: Profile, shape: Shape | None, files: Mapping[str, int]) -> int | None:
-    """Return the bytes of the largest rank's weights: its share of the files, or what its parameters take."""
+    """Return the bytes of the largest rank's weights: what its parameters take, or its share of the files if larger.
+
+    The files may hold what the shape does not tell (a part that sees pictures), or be there in part only.
+    """
     there = sum(size for name, size in files.items() if name.endswith(".safetensors"))
     ranks = profile.pipeline_parallel * profile.tensor_parallel
+    share = -(-there // ranks)
     if shape is None or not shape.plain:
-        return -(-there // ranks) if there else None
-    parameters = largest_stage(shape, profile)[0]
-    if there:
-        return there * parameters // shape.parameters
-    return parameters * DTYPES.get(flag(profile.flags, "--dtype") or "", shape.number)
+        return share or None
+    number = DTYPES.get(flag(profile.flags, "--dtype") or "", shape.number)
+    return max(share, largest_stage(shape, profile)[0] * number)
 
 
 def _kv_number(profile: Profile, shape: Shape) -> int:

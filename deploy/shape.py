@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from core.config import Profile
 
@@ -84,7 +84,7 @@ def read_shape(text: str) -> Shape | None:
         inner = data.get("text_config", data)
         plain = not any(inner.get(key) or data.get(key) for key in NOT_PLAIN)
         return Shape.model_validate({**data, **inner, "plain": plain})
-    except (ValueError, TypeError, AttributeError, ValidationError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -200,3 +200,16 @@ def reach(case: Case) -> Iterator[Finding]:
                     "check that the cable is in the same port on both, the addresses, and the firewall",
                     "Ray and NCCL would wait for each other",
                 )
+
+
+def large(case: Case) -> Iterator[Finding]:
+    """Small packets come back from another node, and packets of the interface's own MTU do not."""
+    for link in links(case):
+        for other, answered in link.condition.reach_large.items():
+            if answered is False and link.condition.reach.get(other) and (link.interface.mtu or 0) >= JUMBO:
+                yield Finding(
+                    link.node.name,
+                    f"packets of {JUMBO} bytes do not come back from {other}, small ones do",
+                    f"set the MTU to {JUMBO} on both ends, and on the switch where there is one",
+                    "the first collective hangs without a message",
+                )

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from deploy.checks.case import Case, gib, serves
-from deploy.need import utilization
+from deploy.need import Need, utilization
 
 SWAPPED = 2**30
 """Bytes in swap that say that the node was short of memory."""
 
 
 def fits(case: Case) -> Iterator[Finding]:
-    """What vLLM may take is too little for the model, whatever else runs."""
+    """What vLLM may take, or the whole machine, is too little for the model, whatever else runs."""
     for node, seen, _ in case.nodes():
         need = case.need(seen)
+        if _too_large(need, seen):
+            yield Finding(
+                node.name,
+                f"the profile {case.profile.name} needs {gib(need.total or 0)}, the machine has "
+                f"{gib(seen.memory_total)}",
+                "a smaller model: choose another profile with --profile",
+                "the node runs out of memory while the model is loaded",
+            )
         if need.claim is not None and need.inside is not None and need.inside > need.claim:
             yield Finding(
                 node.name,
@@ -27,11 +36,16 @@ def fits(case: Case) -> Iterator[Finding]:
             )
 
 
+def _too_large(need: Need, seen: NodeFacts) -> bool:
+    """Whether a machine whose GPU takes no share of its memory has too little of it in all."""
+    return need.claim is None and need.total is not None and need.total > seen.memory_total
+
+
 def available(case: Case) -> Iterator[Finding]:
     """Too little memory is available for what starts now."""
     for node, seen, _ in case.nodes():
         need = case.need(seen)
-        if serves(seen) or need.total is None or seen.memory_available >= need.total:
+        if serves(seen) or _too_large(need, seen) or need.total is None or seen.memory_available >= need.total:
             continue
         enough = need.claim is not None and seen.memory_available >= need.claim
         yield Finding(

@@ -20,6 +20,8 @@ import tasks
 from core import apply, command, config
 from core.errors import BuildFailed, InUse, UnfitNode, UsageError
 from core.plan import Call, make_plan
+from core.errors import BuildFailed, Doubtful, UnfitNode, UsageError
+from core.plan import make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
 
@@ -36,6 +38,7 @@ COMMANDS = {
         "publish",
         "facts",
         "trust",
+        "doctor",
         "probe",
         "demo",
         "rollback",
@@ -60,7 +63,8 @@ PLANNING = [
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
-    *("facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle", "wheels.inspect", "wheels.verify"),
+    *("facts", "doctor", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
+    *("wheels.inspect", "wheels.verify"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -196,6 +200,20 @@ class TestTwoSparks:
         assert "[not built yet: invoke model.fetch" in out
         assert "[comes first: invoke deploy --cluster spark]" in out
 
+    def test_the_doctor_says_on_a_page_whether_they_can_serve(self, invoke: Invoke) -> None:
+        code, out, err = invoke("doctor", "--cluster", "spark", *PAIR)
+        assert (code, err) == (Doubtful.exit_code, "")
+        assert out.startswith("gx10-beee, gx10-c6fb can serve this profile, with doubts (qwen2.5-32b, stack guide)\n")
+        assert out.count("\n  meaning: ") == out.count("\n  next: ") == 4
+        assert out.endswith(" checks: 0 problems, 4 warnings, 0 notes\n")
+
+    def test_the_doctor_says_the_same_to_programs(self, invoke: Invoke) -> None:
+        code, out, _ = invoke("doctor", "--cluster", "spark", *PAIR, "--json")
+        said = json.loads(out)
+        assert code == Doubtful.exit_code
+        assert (said["serves"], said["worst"]) == (True, "warning")
+        assert {"check", "severity", "node", "finding", "meaning", "next"} == set(said["findings"][0])
+
     def test_a_stopped_service_has_nothing_to_stop(self, invoke: Invoke) -> None:
         assert invoke(*SPARK_PLANS["stop"]) == (0, "nothing to do\n", "")
 
@@ -273,6 +291,10 @@ def test_a_rollback_without_a_release_before_is_refused(invoke: Invoke) -> None:
     code, _, err = invoke("rollback", *LAB)
     assert code == UnfitNode.exit_code
     assert f"no release before {LAB_RELEASE} is on every node" in err
+def test_the_doctor_refuses_machines_that_cannot_serve(invoke: Invoke) -> None:
+    code, out, err = invoke("doctor", "--cluster", "local", "--facts", str(LAB_PAIR), "--profile", "qwen2.5-32b")
+    assert (code, err) == (UnfitNode.exit_code, "")
+    assert out.startswith("lab-a, lab-b cannot serve this profile")
 
 
 def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:

@@ -1,0 +1,161 @@
+"""Every check of the doctor on a healthy pair of Sparks, and on the same pair with one fault in what its probe said."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from core.config import load_cluster, load_profile, load_stack
+from core.facts import NodeFacts, parse
+from core.findings import Severity
+from deploy.checks.case import Case
+from deploy.doctor import CHECKS, Diagnosis, diagnose, worst
+from deploy.page import case_of
+from tests.unit.samples import TABLES, capture, cpu, lab_facts, local, manifest, spark_captures, tiny
+
+ROWS: list[dict[str, Any]] = json.loads((TABLES / "doctor_checks.json").read_text())
+SECOND = {"gx10-beee": "c0a8:640a", "gx10-c6fb": "c0a8:640e"}
+
+
+def healthy() -> dict[str, dict[str, Any]]:
+    """Return the shipped captures with an address on the second half too (as in `show_gids`), and an empty cache."""
+    nodes = copy.deepcopy({name: dict(facts) for name, facts in spark_captures().nodes.items()})
+    for name, facts in nodes.items():
+        address = f"0000:0000:0000:0000:0000:ffff:{SECOND[name]}\n"
+        port = "/sys/class/infiniband/roceP2p1s0f0/ports/1"
+        facts["gids"]["files"] |= {f"{port}/gids/3": address, f"{port}/gid_attrs/types/3": "RoCE v2\n"}
+        memory = facts["meminfo"]["files"]
+        memory["/proc/meminfo"] = memory["/proc/meminfo"].replace(
+            "MemFree:        89867196", "MemFree:       110000000"
+        )
+    return nodes
+
+
+def changed(raw: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return one fact with a fault in it."""
+    if "capture" in change:
+        return {"code": 0, "out": capture(change["capture"])}
+    if "file" in change:
+        path, content = change["file"]
+        return {"code": 0, "files": {**raw["files"], path: content}}
+    if "out" in change or "add" in change:
+        return {"code": 0, "out": change.get("out", raw["out"]) + change.get("add", "")}
+    text = json.dumps(raw)
+    for old, new in change["replace"]:
+        assert old in text, f"{old!r} is not in the fact"
+        text = text.replace(old, new)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def sparks(row: dict[str, Any]) -> dict[str, NodeFacts]:
+    nodes = healthy()
+    for name in nodes if row["node"] == "both" else [row["node"]]:
+        for fact, change in row["change"].items():
+            nodes[name][fact] = changed(nodes[name][fact], change)
+    return {name: parse(name, facts) for name, facts in nodes.items()}
+
+
+def case(facts: dict[str, NodeFacts], profile: str = "qwen2.5-32b", **changes: Any) -> Case:
+    return case_of(load_cluster("spark"), load_stack("guide"), load_profile(profile).model_copy(update=changes), facts)
+
+
+def shown(found: tuple[Diagnosis, ...]) -> list[tuple[str, ...]]:
+    return [
+        (one.check, one.finding.severity.word, one.finding.node, one.finding.cause, one.finding.next_move)
+        for one in found
+    ]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["title"])
+def test_a_fault_is_found_with_its_severity_and_next_move(row: dict[str, Any]) -> None:
+    found = [line for line in shown(diagnose(case(sparks(row)))) if line[0] in row.get("only", CHECKS)]
+    nodes = ["gx10-beee", "gx10-c6fb"] if row["node"] == "both" else [row["node"]]
+    expected = [(check, severity, node, *rest) for check, severity, *rest in row["finds"] for node in nodes]
+    assert found == expected
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["title"])
+def test_every_finding_says_what_it_means(row: dict[str, Any]) -> None:
+    for one in diagnose(case(sparks(row))):
+        assert one.finding.meaning
+        assert not one.finding.meaning.endswith(".")
+
+
+def test_every_check_finds_something_in_these_tables() -> None:
+    tried = {line[0] for row in ROWS for line in row["finds"]}
+    apart = {"wheels", "ranks", "GID index"}
+    assert tried | apart == set(CHECKS)
+
+
+def test_indices_of_addresses_that_differ_are_worth_a_note() -> None:
+    nodes = healthy()
+    port = "/sys/class/infiniband/rocep1s0f0/ports/1"
+    files = nodes["gx10-c6fb"]["gids"]["files"]
+    files[f"{port}/gids/5"] = files.pop(f"{port}/gids/3")
+    files[f"{port}/gid_attrs/types/5"] = "RoCE v2\n"
+    found = diagnose(case({name: parse(name, facts) for name, facts in nodes.items()}))
+    assert [(one.check, one.finding.severity, one.finding.cause) for one in found] == [
+        (
+            "GID index",
+            Severity.NOTE,
+            "the RoCE v2 addresses have different indices: gx10-beee rocep1s0f0 3, gx10-c6fb rocep1s0f0 5",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "severity", "says"),
+    [(1, "note", "a node stays idle"), (3, "problem", "Ray would wait for a GPU that does not come")],
+)
+def test_ranks_and_nodes_are_compared(stages: int, severity: str, says: str) -> None:
+    found = diagnose(case(sparks(ROWS[0]), pipeline_parallel=stages))
+    assert [(one.finding.severity.word, one.finding.meaning) for one in found if one.check == "ranks"] == [
+        (severity, says)
+    ]
+
+
+def test_a_model_that_nobody_knows_is_a_note() -> None:
+    found = diagnose(case(sparks(ROWS[0]), model="some-model"))
+    assert [one.check for one in found] == ["model known"] * 2
+    assert "some-model needs of the memory is not known: it is not on the node" in found[0].finding.cause
+
+
+def test_wheels_for_another_machine_are_found_with_their_meaning() -> None:
+    facts = lab_facts(python=(3, 12), model_files={"model.safetensors": 1}, listening=())
+    found = diagnose(Case(local(), cpu(), tiny(), facts, manifest()))
+    assert {(one.check, one.finding.meaning) for one in found} == {
+        ("wheels", "invoke deploy cannot bring the release there")
+    }
+
+
+def test_local_machines_are_well() -> None:
+    facts = lab_facts(model_files={"model.safetensors": 1_713_656}, listening=())
+    assert diagnose(Case(local(), cpu(), tiny(), facts)) == ()
+
+
+def test_local_machines_are_too_small_for_the_guides_model() -> None:
+    found = diagnose(case_of(local(), cpu(), load_profile("qwen2.5-32b"), lab_facts(listening=())))
+    assert [(one.check, one.finding.node, one.finding.cause) for one in found] == [
+        ("model fits", node, "the profile qwen2.5-32b needs 33.0 GiB, the machine has 5.0 GiB")
+        for node in ("lab-a", "lab-b")
+    ]
+
+
+def test_one_node_has_no_fabric_to_be_checked() -> None:
+    alone = load_cluster("spark")
+    alone = alone.model_copy(update={"nodes": alone.nodes[:1]})
+    facts = sparks({"node": "gx10-beee", "change": {"addresses": {"out": "enP7s7 UP 192.168.34.100/24\n"}}})
+    profile = load_profile("qwen2.5-32b").model_copy(update={"pipeline_parallel": 1})
+    assert diagnose(case_of(alone, load_stack("guide"), profile, facts)) == ()
+
+
+def test_the_worst_comes_first() -> None:
+    row = next(row for row in ROWS if row["title"] == "another system")
+    found = diagnose(case(sparks(row)))
+    assert [one.finding.severity for one in found] == [Severity.WARNING, Severity.NOTE, Severity.NOTE]
+    assert worst(found) == Severity.WARNING
+    assert worst(()) is None
