@@ -225,6 +225,12 @@ def hcas(text: str) -> tuple[Hca, ...]:
     return tuple(Hca(device, interface, state == "Up") for device, interface, state in rows)
 
 
+def hcas_in_sysfs(files: Mapping[str, str]) -> tuple[Hca, ...]:
+    """Parse /sys/class/infiniband/DEVICE/device/net/INTERFACE/operstate: the same where there is no ibdev2netdev."""
+    rows = ((path.split("/"), text.strip()) for path, text in sorted(files.items()))
+    return tuple(Hca(path[4], path[7], state == "up") for path, state in rows)
+
+
 def installed_packages(text: str) -> frozenset[str]:
     """Parse `dpkg-query -W -f '${Package} ${db:Status-Status}'`."""
     rows = (line.split() for line in text.splitlines())

@@ -119,6 +119,7 @@ CHECKS: Mapping[str, Check] = {
     "CUDA toolkit": gpu.toolkit,
     "ranks": gpu.ranks,
     "both halves": fabric.halves,
+    "one subnet": fabric.one_subnet,
     "RoCE addresses": fabric.gids,
     "GID index": fabric.gid_index,
     "MTU": fabric.mtu,

@@ -77,6 +77,21 @@ def halves(case: Case) -> Iterator[Finding]:
             )
 
 
+def one_subnet(case: Case) -> Iterator[Finding]:
+    """Another interface that is up has an address in the fabric's subnet too."""
+    for link in links(case):
+        for other in link.seen.addresses.values():
+            also = [address for address in other.ipv4 if address in case.cluster.fabric.subnet]
+            if also and other.up and other.name != link.interface.name:
+                yield Finding(
+                    link.node.name,
+                    f"{other.name} has {also[0]}, in the subnet of {link.interface.name}",
+                    f"give each half a subnet of its own (here {other.name}), on every node",
+                    "either interface may answer for the other's address: packets take the wrong half",
+                    Severity.NOTE,
+                )
+
+
 def gids(case: Case) -> Iterator[Finding]:
     """A half that is up has no RoCE v2 address over IPv4."""
     for link in links(case):

@@ -160,6 +160,13 @@ def test_what_was_asked_and_is_not_there_is_known() -> None:
     assert (found.nvcc_codes, found.ptxas_codes) == (frozenset(), frozenset())
 
 
+def test_rdma_devices_are_found_where_ibdev2netdev_is_not_installed() -> None:
+    shipped = spark_captures().nodes["gx10-beee"]
+    plain, without = (parse("a", facts).hcas for facts in (shipped, {**shipped, "hcas": {"code": 127, "out": ""}}))
+    assert len(plain) == 4
+    assert set(plain) == set(without)
+
+
 def test_builds_that_ended_on_a_node_are_named() -> None:
     seen = parse("lab-a", changed("builds", {"out": "/opt/sparkstack/build/probe-0123456789/out/result.json\n"}))
     assert seen.builds == {"probe-0123456789"}
@@ -311,6 +318,18 @@ def test_the_probe_runs_and_answers_every_fact() -> None:
     began, ended = map(float, facts["clock"]["out"].split())
     assert began <= ended
     assert facts["processes"]["out"] == "1 root sparkstack-unit-test a\n3 x sparkstack-unit-test\u2028b\n"
+
+
+@pytest.mark.processes
+def test_the_probe_does_not_find_its_own_commands_among_our_processes() -> None:
+    commands = {
+        "processes": ["ps", "-eww", "-o", "pid=,user:32=,args="],
+        **{str(number): ["sh", "-c", "sleep 1; exit # sparkstack-unit-test"] for number in range(3)},
+    }
+    began = time.monotonic()
+    facts = json.loads(run(probe_argv({**REQUEST, "commands": commands})).out)
+    assert time.monotonic() - began < 2.9, "they run side by side"
+    assert facts["processes"] == {"code": 0, "out": ""}
 
 
 @pytest.mark.processes

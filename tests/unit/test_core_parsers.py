@@ -112,6 +112,17 @@ def test_rdma_devices_are_read_with_their_interfaces_in_any_order(name: str, up:
     assert Hca("rocep1s0f0", "enp1s0f0np0", "rocep1s0f0" in up) in found
 
 
+@pytest.mark.parametrize("name", ["one-port-up", "one-port-up.f1.p2-first", "two-ports-up"])
+def test_rdma_devices_are_the_same_in_sysfs(name: str) -> None:
+    printed = parsers.hcas(capture(f"ibdev2netdev.{name}.txt"))
+    files = {
+        f"/sys/class/infiniband/{hca.device}/device/net/{hca.interface}/operstate": "up\n" if hca.up else "down\n"
+        for hca in printed
+    }
+    assert set(parsers.hcas_in_sysfs(files)) == set(printed)
+    assert parsers.hcas_in_sysfs({}) == ()
+
+
 def test_a_package_that_was_removed_is_not_installed() -> None:
     text = out("packages") + "gcc config-files\nnvidia-driver \n"
     assert parsers.installed_packages(text) == {"libgomp1", "libnuma1"}
@@ -235,6 +246,7 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "yes": parsers.yes,
     "ended_builds": parsers.ended_builds,
     "hcas": parsers.hcas,
+    "hcas_in_sysfs": lambda text: parsers.hcas_in_sysfs({text: text, f"/sys/class/{text}": text}),
     "installed_packages": parsers.installed_packages,
     "names_and_sizes": parsers.names_and_sizes,
     "release_of_link": parsers.release_of_link,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,6 +132,24 @@ def test_wheels_for_another_machine_are_found_with_their_meaning() -> None:
     assert {(one.check, one.finding.meaning) for one in found} == {
         ("wheels", "invoke deploy cannot bring the release there")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"),
+    [
+        ("vllm-error.free-memory-less-than-desired.gb10.txt", Severity.PROBLEM),
+        ("vllm-log.free-memory-success.two-sparks.txt", Severity.WARNING),
+    ],
+)
+def test_what_vllm_said_on_sparks_is_foretold(name: str, severity: Severity) -> None:
+    """The second one started, and left 4.5 GiB of the node for all else."""
+    text = capture(name).replace("\n", " ")
+    free, total = re.findall(r"\(([\d.]+)/([\d.]+) GiB\)", text)[0]
+    share = re.findall(r"utilization (?:is )?\((0\.\d+),", text)[0]
+    size = {"memory_available": int(float(free) * 2**30), "memory_total": int(float(total) * 2**30)}
+    facts = {name: replace(seen, **size) for name, seen in sparks(ROWS[0]).items()}
+    found = diagnose(case(facts, flags=("--gpu-memory-utilization", share, "--max-model-len", "4096")))
+    assert {one.finding.severity for one in found if one.check == "memory"} == {severity}
 
 
 def test_local_machines_are_well() -> None:
