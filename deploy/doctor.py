@@ -134,6 +134,7 @@ CHECKS: Mapping[str, Check] = {
     "model known": memory.known,
     "swap": memory.swap,
     "GPU processes": leftovers.gpu_processes,
+    "half a service": leftovers.half_a_service,
     "other Ray or vLLM": leftovers.like_ours,
     "ports": leftovers.ports,
     "containers": leftovers.containers,

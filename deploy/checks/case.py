@@ -32,6 +32,10 @@ class Case:
             seen = self.facts[node.name]
             yield node, seen, seen.condition
 
+    def serves(self, seen: NodeFacts) -> bool:
+        """Whether the node works for a service of ours: units run there, and vLLM on the head."""
+        return bool(running(seen)) and VLLM in running(self.facts[self.cluster.head.name])
+
     def shape(self, seen: NodeFacts) -> Shape | None:
         """Return the shape of the model: as the node has it, else as the suite knows it."""
         return read_shape(seen.condition.model_config or self.known_config)
@@ -43,14 +47,16 @@ class Case:
 
 SERVING = ("sparkstack-ray", "sparkstack-vllm")
 """How the units begin that hold memory and ports while a model is served."""
+VLLM = "sparkstack-vllm"
+"""The unit of the engine and the API, on the head."""
 
 Check = Callable[[Case], Iterator[Finding]]
 
 
-def serves(seen: NodeFacts) -> bool:
-    """Whether a service of ours runs on the node."""
-    running = (unit.name for unit in seen.units.values() if unit.active in ("active", "activating"))
-    return any(name.startswith(SERVING) for name in running)
+def running(seen: NodeFacts) -> list[str]:
+    """Name the units of a service of ours that run on the node."""
+    active = (unit.name for unit in seen.units.values() if unit.active in ("active", "activating"))
+    return sorted(name for name in active if name.startswith(SERVING))
 
 
 def gib(size: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from core.condition import GpuProcess, Owner
 from core.config import RAY_PORTS, Node
 from core.findings import Finding, Severity
-from deploy.checks.case import Case, gib, serves
+from deploy.checks.case import VLLM, Case, gib, running
 
 OURS = "sparkstack-"
 CONTAINERS = ("docker-", "libpod-", "cri-containerd-", "containerd.")
@@ -21,7 +21,7 @@ def gpu_processes(case: Case) -> Iterator[Finding]:
             owner = condition.owners.get(process.pid, Owner("?", "-"))
             if not owner.unit.startswith(OURS):
                 yield _stranger(node, process, owner)
-            elif not serves(seen):
+            elif not case.serves(seen):
                 yield _left_over(node, case, process)
 
 
@@ -38,7 +38,7 @@ def _stranger(node: Node, process: GpuProcess, owner: Owner) -> Finding:
 def _left_over(node: Node, case: Case, process: GpuProcess) -> Finding:
     return Finding(
         node.name,
-        f"{_named(process)} was left by a service of ours that has ended",
+        f"{_named(process)} was left by a service of ours whose vLLM has ended",
         f"invoke stop --cluster {case.cluster.flag}",
         "after a crash the other rank lives on and holds its memory",
     )
@@ -53,6 +53,24 @@ def _place(owner: Owner) -> str:
     if owner.unit.startswith(CONTAINERS):
         return f"in a container ({owner.unit[:32]})"
     return "in no unit" if owner.unit == "-" else f"in {owner.unit}"
+
+
+def half_a_service(case: Case) -> Iterator[Finding]:
+    """Some of a service of ours runs, and some does not: the engine crashed, or a node was started anew."""
+    head = case.cluster.head.name
+    vllm = VLLM in running(case.facts[head])
+    for node, seen, _ in case.nodes():
+        units = running(seen)
+        if bool(units) == vllm:
+            continue
+        says = f"{', '.join(units)} runs there, {VLLM} on {head} does not"
+        yield Finding(
+            node.name,
+            says if units else f"no unit of the service runs there, {VLLM} on {head} does",
+            f"invoke stop --cluster {case.cluster.flag}; or invoke serve, which starts what is missing",
+            "no token comes, and ranks of an engine that crashed live on and hold their memory",
+            Severity.WARNING,
+        )
 
 
 def like_ours(case: Case) -> Iterator[Finding]:
@@ -79,7 +97,7 @@ def ports(case: Case) -> Iterator[Finding]:
     for node, seen, _ in case.nodes():
         wanted = {*ray, cluster.api.port} if node == cluster.head else set(ray)
         taken = sorted({listener.port for listener in seen.listening} & wanted)
-        if taken and not serves(seen):
+        if taken and not running(seen):
             look = f"sudo ss -ltnp 'sport = :{taken[0]}'"
             yield Finding(
                 node.name,

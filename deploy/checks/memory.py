@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
-from deploy.checks.case import Case, gib, serves
+from deploy.checks.case import Case, gib
 from deploy.need import Need, utilization
 
 SWAPPED = 2**30
@@ -45,14 +45,14 @@ def available(case: Case) -> Iterator[Finding]:
     """Too little memory is available for what starts now."""
     for node, seen, _ in case.nodes():
         need = case.need(seen)
-        if serves(seen) or _too_large(need, seen) or need.total is None or seen.memory_available >= need.total:
+        if case.serves(seen) or _too_large(need, seen) or need.total is None or seen.memory_available >= need.total:
             continue
         enough = need.claim is not None and seen.memory_available >= need.claim
         yield Finding(
             node.name,
             f"{gib(seen.memory_available)} of {gib(seen.memory_total)} are available, the profile "
             f"{case.profile.name} needs {gib(need.total)}",
-            "end what holds memory (findings below name it), or lower --gpu-memory-utilization in the profile",
+            "end what holds memory (other findings name it), or lower --gpu-memory-utilization in the profile",
             "vLLM starts and leaves too little for the rest: a node that runs out freezes until its power is cut"
             if enough
             else "vLLM ends at its start, or the node runs out of memory and freezes until its power is cut",
@@ -64,7 +64,7 @@ def page_cache(case: Case) -> Iterator[Finding]:
     """What vLLM takes is available, but holds page cache, which CUDA does not count as free (vllm#48140)."""
     for node, seen, condition in case.nodes():
         need, free = case.need(seen), condition.memory_free
-        if serves(seen) or need.claim is None or free is None:
+        if case.serves(seen) or need.claim is None or free is None:
             continue
         if free < need.claim <= seen.memory_available:
             yield Finding(

@@ -109,6 +109,14 @@ def test_indices_of_addresses_that_differ_are_worth_a_note() -> None:
     ]
 
 
+def test_a_worker_that_was_started_anew_is_missed_by_its_service() -> None:
+    row = next(row for row in ROWS if row["title"] == "our service runs")
+    found = diagnose(case(sparks({**row, "node": "gx10-beee"})))
+    assert [(one.check, one.finding.node, one.finding.cause) for one in found] == [
+        ("half a service", "gx10-c6fb", "no unit of the service runs there, sparkstack-vllm on gx10-beee does")
+    ]
+
+
 @pytest.mark.parametrize(
     ("stages", "severity", "says"),
     [(1, "note", "a node stays idle"), (3, "problem", "Ray would wait for a GPU that does not come")],
