@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -66,12 +66,15 @@ def _memory(case: Case) -> Iterator[str]:
 
 
 def _findings(found: tuple[Diagnosis, ...]) -> Iterator[str]:
+    """Give every finding once, with all the nodes that it was made on."""
+    alike: dict[Diagnosis, list[str]] = {}
     for one in found:
-        finding = one.finding
+        alike.setdefault(replace(one, finding=replace(one.finding, node="")), []).append(one.finding.node)
+    for one, nodes in alike.items():
         yield ""
-        yield f"{finding.severity.word}: {finding.node}: {finding.cause}"
-        yield f"  meaning: {finding.meaning}"
-        yield f"  next: {finding.next_move}"
+        yield f"{one.finding.severity.word}: {', '.join(nodes)}: {one.finding.cause}"
+        yield f"  meaning: {one.finding.meaning}"
+        yield f"  next: {one.finding.next_move}"
 
 
 def as_data(case: Case, found: tuple[Diagnosis, ...]) -> dict[str, Any]:

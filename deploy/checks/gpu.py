@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from core.facts import CUDA
@@ -44,21 +45,30 @@ def driver_version(case: Case) -> Iterator[Finding]:
 
 
 def capability(case: Case) -> Iterator[Finding]:
-    """No code of the stack runs on the GPU: code for 12.0 runs on 12.1, and never the other way or on another major."""
-    built = [(int(code[:-1]), int(code[-1])) for code in case.stack.architectures if code.isdecimal()]
+    """No code of the stack runs on the GPU."""
+    codes = case.stack.architectures
     for node, seen, _ in case.nodes():
-        for gpu in seen.gpus if built else ():
-            major, _, minor = gpu.capability.partition(".")
-            if not (major.isdecimal() and minor.isdecimal()):
-                continue
-            if not any(own == int(major) and lower <= int(minor) for own, lower in built):
-                codes = ", ".join(f"sm_{code}" for code in case.stack.architectures)
+        for gpu in seen.gpus if codes else ():
+            if re.fullmatch(r"\d+\.\d", gpu.capability) and not any(_runs(code, gpu.capability) for code in codes):
                 yield Finding(
                     node.name,
-                    f"{gpu.name} has capability {gpu.capability}, the stack {case.stack.name} has code for {codes}",
+                    f"{gpu.name} has capability {gpu.capability}, the stack {case.stack.name} has code for "
+                    + ", ".join(f"sm_{code}" for code in codes),
                     "choose another stack in the cluster's file, or build one for this GPU",
                     "every kernel would end with `no kernel image is available for execution on the device`",
                 )
+
+
+def _runs(code: str, capability: str) -> bool:
+    """Whether code for 120 runs on a GPU of "12.1": within a major version on that minor and later ones.
+
+    Code for 121a runs on 12.1 alone
+    (https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#compute-capability-and-streaming-multiprocessor-versions).
+    """
+    wanted, number = capability.replace(".", ""), code.rstrip("af")
+    if code.endswith("a"):
+        return number == wanted
+    return number[:-1] == wanted[:-1] and number[-1:] <= wanted[-1:]
 
 
 def toolkit(case: Case) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import pytest
 from core.config import load_cluster, load_profile, load_stack
 from core.facts import NodeFacts, parse
 from core.findings import Severity
+from deploy.checks import gpu
 from deploy.checks.case import Case
 from deploy.doctor import CHECKS, Diagnosis, diagnose, worst
 from deploy.page import case_of
@@ -126,6 +127,34 @@ def test_ranks_and_nodes_are_compared(stages: int, severity: str, says: str) -> 
     assert [(one.finding.severity.word, one.finding.meaning) for one in found if one.check == "ranks"] == [
         (severity, says)
     ]
+
+
+@pytest.mark.parametrize(
+    ("codes", "capability", "runs"),
+    [
+        (("121",), "12.1", True),
+        (("120",), "12.1", True),
+        (("121",), "12.0", False),
+        (("90", "120f"), "12.1", True),
+        (("121a",), "12.1", True),
+        (("120a",), "12.1", False),
+        (("100", "90"), "12.1", False),
+        (("90",), "9.0", True),
+        ((), "9.0", True),
+        (("121",), "[N/A]", True),
+    ],
+)
+def test_code_runs_on_its_capability_and_later_ones_of_the_major(
+    codes: tuple[str, ...],
+    capability: str,
+    runs: bool,  # noqa: FBT001
+) -> None:
+    facts = {
+        name: replace(seen, gpus=(replace(seen.gpus[0], capability=capability),))
+        for name, seen in sparks(ROWS[0]).items()
+    }
+    stack = load_stack("guide").model_copy(update={"architectures": codes})
+    assert (list(gpu.capability(replace(case(facts), stack=stack))) == []) is runs
 
 
 def test_a_model_that_nobody_knows_is_a_note() -> None:

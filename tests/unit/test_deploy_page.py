@@ -53,6 +53,15 @@ def test_a_finding_reads_as_cause_meaning_and_next_move() -> None:
     assert "\n\nwarning: gx10-beee: it is so\n  meaning: or else\n  next: do this\n\n" in text
 
 
+def test_a_finding_that_is_the_same_on_two_nodes_is_said_once() -> None:
+    (one,) = found(Severity.NOTE)
+    other = replace(one, finding=replace(one.finding, node="gx10-c6fb"))
+    text = page(case(), (one, other))
+    assert text.count("it is so") == 1
+    assert "note: gx10-beee, gx10-c6fb: it is so\n" in text
+    assert text.endswith("2 notes"), "they are counted by node"
+
+
 def test_the_page_says_what_the_memory_is_for() -> None:
     line = page(case(), ()).splitlines()[1]
     assert line == (

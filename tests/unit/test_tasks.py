@@ -204,7 +204,7 @@ class TestTwoSparks:
         code, out, err = invoke("doctor", "--cluster", "spark", *PAIR)
         assert (code, err) == (Doubtful.exit_code, "")
         assert out.startswith("gx10-beee, gx10-c6fb can serve this profile, with doubts (qwen2.5-32b, stack guide)\n")
-        assert out.count("\n  meaning: ") == out.count("\n  next: ") == 4
+        assert out.count("\n  meaning: ") == out.count("\n  next: ") == 2
         assert out.endswith(" checks: 0 problems, 4 warnings, 0 notes\n")
 
     def test_the_doctor_says_the_same_to_programs(self, invoke: Invoke) -> None:
