@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from core.condition import Condition, RdmaPort
-from core.config import Node
+from core.config import Address, Node
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from core.parsers import Hca, Interface
@@ -107,6 +107,11 @@ def gids(case: Case) -> Iterator[Finding]:
                 )
 
 
+def _addresses(link: Link, half: Hca) -> tuple[Address, ...]:
+    interface = link.seen.addresses.get(half.interface)
+    return interface.ipv4 if interface else ()
+
+
 def gid_index(case: Case) -> Iterator[Finding]:
     """The RoCE v2 address stands at different places: one NCCL_IB_GID_INDEX fits not all."""
     found = {
@@ -114,7 +119,7 @@ def gid_index(case: Case) -> Iterator[Finding]:
         for link in links(case)
         for half, port in link.ports()
         for gid in port.gids
-        if gid.version == "v2" and gid.ipv4 in {*link.seen.addresses[half.interface].ipv4}
+        if gid.version == "v2" and gid.ipv4 in _addresses(link, half)
     }
     if len(set(found.values())) > 1:
         yield Finding(

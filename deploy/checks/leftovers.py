@@ -10,8 +10,10 @@ from core.findings import Finding, Severity
 from deploy.checks.case import VLLM, Case, gib, running
 
 OURS = "sparkstack-"
-CONTAINERS = ("docker-", "libpod-", "cri-containerd-", "containerd.")
+CONTAINERS = ("docker-", "libpod-", "cri-containerd-")
+"""How the units of containers begin."""
 SAFE_OOM = -900
+"""A score from which on nothing but what cannot be killed is killed later."""
 
 
 def gpu_processes(case: Case) -> Iterator[Finding]:
@@ -111,7 +113,6 @@ def containers(case: Case) -> Iterator[Finding]:
     """Containers run on the node."""
     for node, _, condition in case.nodes():
         units = {owner.unit for owner in condition.owners.values() if owner.unit.startswith(CONTAINERS)}
-        units.discard("containerd.service")
         if units:
             yield Finding(
                 node.name,

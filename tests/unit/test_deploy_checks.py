@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -9,14 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.config import load_cluster, load_profile, load_stack
+from core.errors import FactsError
 from core.facts import NodeFacts, parse
 from core.findings import Severity
 from deploy.checks import gpu
 from deploy.checks.case import Case
 from deploy.doctor import CHECKS, Diagnosis, diagnose, worst
-from deploy.page import case_of
+from deploy.page import as_data, case_of, page
 from tests.unit.samples import TABLES, capture, cpu, lab_facts, local, manifest, spark_captures, tiny
 
 ROWS: list[dict[str, Any]] = json.loads((TABLES / "doctor_checks.json").read_text())
@@ -86,6 +90,25 @@ def test_every_finding_says_what_it_means(row: dict[str, Any]) -> None:
     for one in diagnose(case(sparks(row))):
         assert one.finding.meaning
         assert not one.finding.meaning.endswith(".")
+
+
+WHOLE = healthy()["gx10-c6fb"]
+LINES = sorted({line for fact in WHOLE.values() for line in str(fact.get("out", "")).splitlines()})
+
+
+@given(
+    fact=st.sampled_from(sorted(WHOLE)),
+    text=st.one_of(st.text(), st.lists(st.sampled_from(LINES)).map("\n".join), st.text("0123456789.:,/ -\nMiB")),
+)
+def test_a_fact_with_any_text_in_it_is_refused_or_judged(fact: str, text: str) -> None:
+    raw = WHOLE[fact]
+    answer = {"files": dict.fromkeys(raw["files"], text)} if "files" in raw else {"out": text}
+    nodes = {**healthy(), "gx10-c6fb": {**WHOLE, fact: answer}}
+    with contextlib.suppress(FactsError):
+        facts = {name: parse(name, capture) for name, capture in nodes.items()}
+        found = diagnose(case(facts))
+        assert page(case(facts), found)
+        assert json.dumps(as_data(case(facts), found))
 
 
 def test_every_check_finds_something_in_these_tables() -> None:
