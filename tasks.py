@@ -3,6 +3,7 @@
 from invoke.collection import Collection
 
 import build.tasks
+import deploy.models.tasks
 import deploy.tasks
 import lab.tasks
 import serve.tasks
@@ -57,5 +58,14 @@ ns.add_collection(
         lab.tasks.kill,
         lab.tasks.boot,
         lab.tasks.model,
+    )
+)
+ns.add_collection(
+    Collection(
+        "model",
+        deploy.models.tasks.fetch,
+        deploy.models.tasks.list_models,
+        deploy.models.tasks.verify,
+        deploy.models.tasks.remove,
     )
 )

@@ -110,7 +110,7 @@ class BuildFailed(SparkstackError):
 
 
 class RegistryRefused(SparkstackError):
-    """A registry or index cannot be reached, does not let us in, or gives something else than it promised."""
+    """A registry, index or hub cannot be reached, does not let us in, or gives something else than it promised."""
 
     exit_code = 31
 
@@ -143,6 +143,10 @@ class InUse(SparkstackError):
     """Something would be removed that still runs."""
 
     exit_code = 37
+class ModelRefused(SparkstackError):
+    """A model on a node, or on its way there, is damaged."""
+
+    exit_code = 36
 
 
 class NotServing(SparkstackError):

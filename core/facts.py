@@ -28,6 +28,8 @@ from core.remote import Hosts
 
 UNITS = "sparkstack-*"
 INSTALL_UNIT = "sparkstack-install"
+MODEL_MANIFEST = "sparkstack-model.json"
+"""Beside the files of a model that was fetched: deploy/models/onnode/files.py says what is in it."""
 CUDA = "/usr/local/cuda"
 """Where NVIDIA's packages and installers put the toolkit, or a link to it."""
 
@@ -84,6 +86,8 @@ class NodeFacts:
     """Release id to its stack.lock; like `used` only in an inventory."""
     condition: condition.Condition = field(default_factory=condition.Condition)
     """What the doctor looks at besides."""
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Folder to manifest of every model that was fetched; an empty one where the manifest is damaged."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -217,6 +221,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "complete": [f"{root}/releases/*/complete.json"],
             **({"locks": [f"{root}/releases/*/stack.lock"]} if question.inventory else {}),
             "model_origin": [f"{model}/sparkstack.json"],
+            "models": [f"{folder}/{MODEL_MANIFEST}" for folder in (model, f"{root}/models/*", f"{root}/models/*/*")],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
         },
     }
@@ -337,6 +342,10 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         used={**reader.out("used", parsers.disk_used), **reader.out("total", parsers.disk_used)},
         locks={PurePosixPath(path).parent.name: text for path, text in reader.files("locks").items()},
         condition=condition.condition(reader),
+        models={
+            str(PurePosixPath(path).parent): parsers.record_or_none(text)
+            for path, text in reader.files("models").items()
+        },
     )
 
 

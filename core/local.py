@@ -41,8 +41,8 @@ class LocalHost:
     def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
         """Replace the file at ``path`` atomically."""
         temporary = Path(temporary_path())
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(content)
+        temporary.touch(0o600, exist_ok=False)  # some contents are secret
+        temporary.write_text(content, encoding="utf-8")
         install(self, str(temporary), path, mode, privileged=privileged)
 
     def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:

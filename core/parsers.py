@@ -326,6 +326,14 @@ def record(text: str) -> dict[str, Any]:
     return found
 
 
+def record_or_none(text: str) -> dict[str, Any]:
+    """Parse a JSON object that may be damaged, and is an empty one then."""
+    try:
+        return record(text)
+    except ValueError:
+        return {}
+
+
 def token_came(text: str) -> bool:
     """Parse the head's answer to the question for a token (core/token.py): JSON with "tokens"."""
     match = re.search(r'"tokens": (\d+)', text)

@@ -53,8 +53,10 @@ class Write(Common):
     """Replace a small text file on the node atomically."""
 
     path: PurePosixPath
-    content: str
+    content: str = field(repr=False)
     mode: int = 0o644
+    secret: bool = False
+    """The content is shown nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +269,7 @@ def _step_lines(step: Step, *, contents: bool) -> list[str]:
     command = shortened(command_of(step, whole=False)).replace("\n", "\n        ")
     if command:
         lines.append(f"      $ {command}")
-    if contents and isinstance(step, Write):
+    if contents and isinstance(step, Write) and not step.secret:
         lines += _content_lines(step.content.splitlines())
     return lines
 
@@ -315,7 +317,7 @@ def _step_data(step: Step) -> dict[str, object]:
         "privileged": step.privileged,
         "command": command_of(step),
     }
-    if isinstance(step, Write):
+    if isinstance(step, Write) and not step.secret:
         data["content"] = step.content
     if isinstance(step, Later):
         data["comes_first" if step.exists else "not_built_yet"] = step.feature

@@ -86,6 +86,7 @@ class SshHost:
             self._named_errors(f"write {path}", CONNECT_TIMEOUT),
             self._connected().sftp().open(temporary, "wx") as file,
         ):
+            file.chmod(0o600)  # before anything is in it: some contents are secret
             file.write(content.encode())
         install(self, temporary, path, mode, privileged=privileged)
 

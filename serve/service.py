@@ -77,9 +77,7 @@ def require_model(service: Service, facts: Facts) -> None:
         raise UnfitNode(
             f"the model {service.profile.model} is not in {service.model}",
             node=name,
-            next_move=f"invoke lab.model --cluster {service.cluster.flag}"
-            if service.cluster.lab
-            else f"put the model's files into {service.model} on every node",
+            next_move=_model_command(service) or f"put the model's files into {service.model} on every node",
         )
 
 
@@ -109,15 +107,21 @@ def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Pl
 
 
 def _model_later(service: Service, node: str) -> Later:
-    cluster, profile = service.cluster, service.profile
-    trained = cluster.lab is not None
     return Later(
         node=node,
         title=f"have the model in {service.model}",
         reason="no config.json is there",
-        feature=f"invoke {'lab.model' if trained else 'model.fetch'} --cluster {cluster.flag} --profile {profile.name}",
-        exists=trained,
+        feature=_model_command(service) or f"the model's files in {service.model}, put there by hand",
+        exists=True,
     )
+
+
+def _model_command(service: Service) -> str:
+    """Return what brings the profile's model to the nodes; nothing where the profile does not say where it is from."""
+    repository, flags = service.profile.repository, f"--cluster {service.cluster.flag} --profile {service.profile.name}"
+    if repository is not None:
+        return f"invoke model.fetch {repository} {flags}"
+    return f"invoke lab.model {flags}" if service.cluster.lab else ""
 
 
 def _state(seen: NodeFacts, unit: str) -> str:

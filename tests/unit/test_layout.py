@@ -26,6 +26,10 @@ ALONE = {"build/runner.py": {"canonical"}, "deploy/verify_release.py": set(), "w
 """Copied to machines where nothing is installed: the standard library, and what is copied with them."""
 
 
+ONNODE = "deploy.models.onnode"
+"""Copied to nodes as a package: the standard library, and each other."""
+
+
 @dataclass(frozen=True)
 class Module:
     """A source file of ours and its syntax tree."""
@@ -78,6 +82,18 @@ def test_a_library_has_one_door(library: str, door: str) -> None:
 def test_what_is_copied_to_a_machine_that_builds_needs_nothing_but_the_standard_library(path: str) -> None:
     (module,) = [module for module in modules() if module.path == path]
     assert module.tops() <= sys.stdlib_module_names | ALONE[path]
+
+
+def test_what_a_node_is_sent_to_fetch_models_imports_nothing_but_the_standard_library_and_itself() -> None:
+    sent = [module for module in modules() if module.path.startswith(f"{ONNODE.replace('.', '/')}/")]
+    imported = {
+        str(node.module) for module in sent for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)
+    }
+    assert {name for name in imported if name.startswith("deploy")} <= {
+        ONNODE,
+        *(f"{ONNODE}.{one}" for one in ("files", "web")),
+    }
+    assert set.union(*(module.tops() for module in sent)) <= sys.stdlib_module_names | {"deploy"}
 
 
 def test_what_is_imported_is_declared() -> None:

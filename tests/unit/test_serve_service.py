@@ -170,14 +170,15 @@ class TestModel:
             UnfitNode, match=r"the model sparkstack-tiny is not in /opt/sparkstack/models/spark"
         ) as caught:
             require_model(SERVED, change("lab-b", model_files={}))
-        assert (caught.value.node, caught.value.next_move) == ("lab-b", "invoke lab.model --cluster local")
+        assert caught.value.node == "lab-b"
+        assert caught.value.next_move == "invoke lab.model --cluster local --profile tiny"
 
     def test_a_real_cluster_is_told_where_it_belongs(self) -> None:
         sparks = Service(load_cluster("spark"), load_stack("guide"), load_profile("qwen2.5-32b"), "r")
         with pytest.raises(UnfitNode) as caught:
             require_model(sparks, spark_captures().parsed())
         assert caught.value.next_move == (
-            "put the model's files into /home/gx10/models/Qwen2.5-32B-Instruct on every node"
+            "invoke model.fetch Qwen/Qwen2.5-32B-Instruct --cluster spark --profile qwen2.5-32b"
         )
 
     def test_a_model_on_every_node_is_fine(self) -> None:
@@ -202,10 +203,11 @@ class TestPlanOnly:
         plan = plan_unready(SERVED, change("lab-b", current="older"))
         assert [(step.node, step.reason) for step in self.later(plan)] == [("lab-b", "in use is older")]
 
-    def test_fetching_a_model_is_not_built_yet(self) -> None:
+    def test_the_fetch_of_the_profiles_model_is_what_comes_first(self) -> None:
         sparks = Service(load_cluster("spark"), load_stack("guide"), load_profile("qwen2.5-32b"), "r")
         plan = plan_unready(sparks, spark_captures().parsed())
-        assert "[not built yet: invoke model.fetch --cluster spark --profile qwen2.5-32b]" in as_text(plan)
+        command = "invoke model.fetch Qwen/Qwen2.5-32B-Instruct --cluster spark --profile qwen2.5-32b"
+        assert f"[comes first: {command}]" in as_text(plan)
 
     def test_where_all_is_there_it_is_the_plan_itself(self) -> None:
         assert plan_unready(SERVED, serving(SERVED)).empty

@@ -47,6 +47,7 @@ COMMANDS = {
     ),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
+    *(f"model.{name}" for name in ("fetch", "list", "verify", "remove")),
     *(f"lab.{name}" for name in ("up", "down", "status", "cut", "heal", "kill", "boot", "model", "clean")),
 }
 PLANNING = [
@@ -65,6 +66,13 @@ PLANNING = [
 LOOKING = {
     *("facts", "doctor", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
     *("wheels.inspect", "wheels.verify"),
+    "model.fetch",
+    "model.remove",
+]
+"""Commands that plan from facts of the nodes."""
+LOOKING = {
+    *("facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle", "wheels.inspect", "wheels.verify"),
+    *("model.list", "model.verify"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -81,7 +89,7 @@ def task(name: str) -> Task[Any]:
 
 
 def parameters(name: str) -> set[str]:
-    return {flag.replace("_", "-") for flag in inspect.signature(task(name).body).parameters if flag != "_"}
+    return {flag.strip("_").replace("_", "-") for flag in inspect.signature(task(name).body).parameters if flag != "_"}
 
 
 @pytest.fixture
@@ -147,6 +155,8 @@ SPARK_PLANS = {
     "serve": ("serve", "--cluster", "spark", "--profile", "qwen2.5-32b", *PAIR),
     "stop": ("stop", "--cluster", "spark", *PAIR),
     "restart": ("restart", "--cluster", "spark", *PAIR),
+    "model.fetch": ("model.fetch", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
+    "model.remove": ("model.remove", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
 }
 
 
@@ -197,7 +207,7 @@ class TestTwoSparks:
         assert "--node-ip-address=172.16.100.1" in out
         assert "--node-ip-address=172.16.100.2" in out
         assert out.count("note: unlike the guide, ") == 13
-        assert "[not built yet: invoke model.fetch" in out
+        assert "[comes first: invoke model.fetch Qwen/Qwen2.5-32B-Instruct --cluster spark" in out
         assert "[comes first: invoke deploy --cluster spark]" in out
 
     def test_the_doctor_says_on_a_page_whether_they_can_serve(self, invoke: Invoke) -> None:

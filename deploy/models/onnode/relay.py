@@ -1,0 +1,387 @@
+"""Carries a model from one node to another over the fabric: a small server on the one, streams of ranges on the other.
+
+`python3 -m deploy.models.onnode.relay serve|pull REQUEST` reads and removes the request:
+
+    {"address": "172.16.100.1", "port": 29777, "secret": HEX, "folder": "/opt/sparkstack/models/Qwen/..."}
+
+The server listens on the fabric address only, for the time of the relay; it ends when nobody has asked for a while.
+Nobody gets anything without the secret, which lives for one relay and never travels: requests, and the answer with the
+manifest, carry a code made with it (HMAC-SHA256). The files need none: the manifest says what they must hash to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from deploy.models.onnode import files, web
+from deploy.models.onnode.files import Entry, Progress, Refused, say
+
+CODE = "X-Sparkstack-Code"
+STREAMS = 4
+RANGE = 64 << 20
+"""Bytes that one request asks for: what is done again after a cut."""
+
+IDLE = 120.0
+"""Seconds without a request after which the server ends by itself."""
+
+TIMEOUT = 60
+
+
+def code_of(secret: str, *parts: bytes) -> str:
+    """Return the code that only who has the secret can make; parts cannot be moved against each other."""
+    text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
+    return hmac.new(bytes.fromhex(secret), text, hashlib.sha256).hexdigest()
+
+
+def main(what: str, request: Path) -> int:
+    """Serve or pull; return the exit code."""
+    told = json.loads(request.read_text(encoding="utf-8"))
+    request.unlink()
+    os.umask(0o022)
+    try:
+        with files.named_errors():
+            serve(told) if what == "serve" else pull(told)
+    except Refused as error:
+        say(error.to_json())
+        return 1
+    return 0
+
+
+@dataclass
+class Served:
+    """What is served, and when somebody last asked."""
+
+    folder: Path
+    secret: str
+    manifest: bytes
+    entries: tuple[Entry, ...]
+    active: int = 0
+    last: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, change: int) -> None:
+        """Count requests under way."""
+        with self.lock:
+            self.active += change
+            self.last = time.monotonic()
+
+    @property
+    def idle(self) -> float:
+        """Seconds without a request."""
+        with self.lock:
+            return 0.0 if self.active else time.monotonic() - self.last
+
+
+def served(told: Mapping[str, Any]) -> Served:
+    """Return what a request to serve names. Raises Refused where there is no whole model."""
+    folder = Path(told["folder"])
+    entries = files.entries_of(files.read_manifest(folder))
+    return Served(folder, told["secret"], (folder / files.MANIFEST).read_bytes(), entries)
+
+
+def server(told: Mapping[str, Any], what: Served) -> ThreadingHTTPServer:
+    """Return the server, bound and not yet answering."""
+    handler = type("Handler", (_Handler,), {"served": what})
+    ThreadingHTTPServer.allow_reuse_address = True
+    made = ThreadingHTTPServer((told["address"], told["port"]), handler)
+    made.daemon_threads = True
+    return made
+
+
+def serve(told: Mapping[str, Any]) -> None:
+    """Answer until nobody has asked for a while."""
+    what = served(told)
+    with server(told, what) as made:
+        threading.Thread(target=_end_when_idle, args=(made, what), daemon=True).start()
+        say(f"serving {what.folder} at {told['address']}:{made.server_port}")
+        made.serve_forever(0.2)
+    say(f"nobody asked for {IDLE:.0f} s")
+
+
+def _end_when_idle(made: ThreadingHTTPServer, what: Served) -> None:
+    while what.idle < IDLE:
+        time.sleep(min(1.0, IDLE))
+    made.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers `/manifest` and, in ranges, `/file/NUMBER` in the manifest's order."""
+
+    served: Served
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = TIMEOUT
+
+    def do_GET(self) -> None:
+        """Answer who has the secret."""
+        self.served.count(1)
+        try:
+            self._answer()
+        except OSError:
+            self.close_connection = True  # who asked has gone, and asks again
+        finally:
+            self.served.count(-1)
+
+    def _answer(self) -> None:
+        wanted = self.headers.get("Range", "")
+        expected = code_of(self.served.secret, self.path.encode(), wanted.encode())
+        number = re.fullmatch(r"/file/(\d{1,6})", self.path)
+        if not hmac.compare_digest(expected, self.headers.get(CODE, "")):
+            self._empty(403)
+        elif self.path == "/manifest":
+            self._manifest()
+        elif number and int(number[1]) < len(self.served.entries):
+            self._range(self.served.entries[int(number[1])], wanted)
+        else:
+            self._empty(404)
+
+    def _empty(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _manifest(self) -> None:
+        body = self.served.manifest
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header(CODE, code_of(self.served.secret, b"manifest", body))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _range(self, entry: Entry, wanted: str) -> None:
+        """Send a range out of the page cache, without a copy through this process (sendfile)."""
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        start, end = (int(match[1]), int(match[2])) if match else (0, -1)
+        if not start <= end < entry.size:
+            self._empty(416)
+            return
+        with (self.served.folder / entry.path).open("rb") as file:
+            self.send_response(206)
+            self.send_header("Content-Length", str(end - start + 1))
+            self.send_header("Content-Range", f"bytes {start}-{end}/{entry.size}")
+            self.end_headers()
+            self.wfile.flush()
+            sent = self.connection.sendfile(file, start, end - start + 1)
+        self.close_connection = self.close_connection or sent != end - start + 1
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Caller:
+    """Asks the server, over one connection a thread."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        self._address, self._port, self._secret = told["address"], told["port"], told["secret"]
+        self._own = threading.local()
+
+    def ask(self, path: str, wanted: str = "") -> http.client.HTTPResponse:
+        """Return the answer. Raises Again where there is none, Refused where the secret is not good."""
+        headers = {CODE: code_of(self._secret, path.encode(), wanted.encode()), **({"Range": wanted} if wanted else {})}
+        try:
+            connection = self._connection()
+            connection.request("GET", path, headers=headers)
+            answer: http.client.HTTPResponse = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            self.drop()
+            raise web.broken(error) from error
+        if answer.status not in (200, 206):
+            self.drop()
+            raise Refused("access", f"the other node answers {answer.status}", "run the same command again")
+        return answer
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not hasattr(self._own, "connection"):
+            self._own.connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT)
+        found: http.client.HTTPConnection = self._own.connection
+        return found
+
+    def drop(self) -> None:
+        """Close this thread's connection; the next request opens another."""
+        if hasattr(self._own, "connection"):
+            self._own.connection.close()
+            del self._own.connection
+
+    def manifest(self) -> bytes:
+        """Return the manifest. Raises Refused where it is not from who has the secret."""
+        answer = self.ask("/manifest")
+        body = answer.read(web.LARGEST_LIST)
+        if not hmac.compare_digest(code_of(self._secret, b"manifest", body), answer.headers.get(CODE, "")):
+            raise Refused("access", "the manifest is not from the other node", "find out who answers at its address")
+        return body
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A file that arrives in ranges, in any order; `.ranges` beside it says which are there."""
+
+    number: int
+    entry: Entry
+    blobs: Path
+
+    @property
+    def whole(self) -> Path:
+        """Where it is once verified."""
+        return self.blobs / self.entry.key
+
+    @property
+    def part(self) -> Path:
+        """Where it grows."""
+        return self.blobs / f"{self.entry.key}.part"
+
+    @property
+    def record(self) -> Path:
+        """Numbers of the ranges that are there, one a line."""
+        return self.blobs / f"{self.entry.key}.ranges"
+
+    def missing(self) -> list[int]:
+        """Return the numbers of the ranges that have to come."""
+        text = self.record.read_text(encoding="ascii") if self.record.exists() and self.part.exists() else ""
+        there = {int(line) for line in text.split("\n")[:-1] if line.isdecimal()}
+        return [number for number in range(-(-self.entry.size // RANGE)) if number not in there]
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return the first byte of a range, and the first behind it."""
+        return number * RANGE, min(self.entry.size, (number + 1) * RANGE)
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.part.unlink(missing_ok=True)
+        self.record.unlink(missing_ok=True)
+
+
+def pull(told: Mapping[str, Any]) -> None:
+    """Bring the model that the other node serves into the folder; whole and verified, or not at all."""
+    caller, target = Caller(told), Path(told["folder"])
+    text: bytes = web.patiently(caller.manifest)
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise Refused("damaged", "the other node's manifest is damaged", "fetch the model there again") from error
+    entries = files.entries_of(manifest)
+    blobs = files.staging_of(target) / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    _clear(blobs, entries)
+    for entry in entries:
+        _reuse(target / entry.path, entry, blobs)
+    _bring_all(caller, [Arrival(number, entry, blobs) for number, entry in enumerate(entries)])
+    files.place(files.staging_of(target), target, entries, text.decode())
+    say(f"whole and verified in {target}")
+
+
+def _clear(blobs: Path, entries: Sequence[Entry]) -> None:
+    wanted = {f"{entry.key}{end}" for entry in entries for end in ("", ".part", ".ranges")}
+    for path in blobs.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+
+
+def _reuse(path: Path, entry: Entry, blobs: Path) -> None:
+    """Take a file that the folder has already and that is good."""
+    whole = blobs / entry.key
+    fits = not whole.exists() and path.is_file() and path.stat().st_size == entry.size
+    if fits and files.digests(path)["sha256"] == entry.digest:
+        os.link(path.resolve(), whole)
+
+
+def _bring_all(caller: Caller, arrivals: Sequence[Arrival]) -> None:
+    """Fetch ranges in several streams; each file is verified while others still come. Raises the first Refused."""
+    first = {arrival.entry.key: arrival for arrival in reversed(arrivals)}
+    coming = [arrival for arrival in first.values() if not arrival.whole.exists()]
+    sizes = {arrival: [arrival.bounds(number) for number in arrival.missing()] for arrival in coming}
+    wanted = sum(end - start for bounds in sizes.values() for start, end in bounds)
+    total = sum(arrival.entry.size for arrival in arrivals)
+    files.require_room(coming[0].blobs if coming else Path("/"), wanted)
+    with (
+        Progress(total, total - wanted).shown() as progress,
+        ThreadPoolExecutor(STREAMS) as streams,
+        ThreadPoolExecutor(STREAMS) as checks,
+    ):
+        try:
+            moved = {arrival: list(_begin(caller, arrival, progress, streams)) for arrival in coming}
+            _all([checks.submit(_finish, arrival) for arrival, ranges in moved.items() if _all(ranges)])
+        except BaseException:
+            streams.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _all(futures: Sequence[Future[None]]) -> bool:
+    """Wait for all; raise the first error."""
+    for future in futures:
+        future.result()
+    return True
+
+
+def _begin(caller: Caller, arrival: Arrival, progress: Progress, streams: ThreadPoolExecutor) -> Iterator[Future[None]]:
+    """Order the ranges that a file lacks."""
+    missing = arrival.missing()
+    if len(missing) == -(-arrival.entry.size // RANGE):
+        arrival.forget()
+    arrival.part.touch()
+    os.truncate(arrival.part, arrival.entry.size)
+    lock = threading.Lock()
+    for number in missing:
+        yield streams.submit(web.patiently, partial(_range, caller, arrival, number, progress, lock))
+
+
+def _range(caller: Caller, arrival: Arrival, number: int, progress: Progress, lock: threading.Lock) -> None:
+    """Bring one range to its place in the file. Raises Again when the connection ends too early."""
+    start, end = arrival.bounds(number)
+    answer = caller.ask(f"/file/{arrival.number}", f"bytes={start}-{end - 1}")
+    with arrival.part.open("r+b", buffering=0) as file:
+        at = start
+        for count in _copied(answer, file.fileno(), start, end):
+            at += count
+            progress.add(count)
+    answer.close()
+    if at < end:
+        progress.add(start - at)
+        caller.drop()
+        raise web.Again(f"{arrival.entry.path}: the connection ended at byte {at}")
+    with lock, arrival.record.open("a", encoding="ascii") as record:
+        record.write(f"{number}\n")
+
+
+def _copied(answer: http.client.HTTPResponse, file: int, start: int, end: int) -> Iterator[int]:
+    """Write what comes into the file from ``start`` on; yield how much, until the end or a broken connection."""
+    buffer = memoryview(bytearray(files.BLOCK))
+    while start < end:
+        try:
+            count = answer.readinto(buffer[: end - start])
+        except (OSError, http.client.HTTPException):
+            return
+        if not count:
+            return
+        os.pwrite(file, buffer[:count], start)
+        start += count
+        yield count
+
+
+def _finish(arrival: Arrival) -> None:
+    """Verify a file and give it its name; a wrong one is forgotten, so that the next run brings all of it."""
+    found = files.digests(arrival.part)["sha256"]
+    if found != arrival.entry.digest:
+        arrival.forget()
+        cause = f"{arrival.entry.path} did not arrive as the manifest lists it"
+        raise Refused("damaged", cause, "verify the other node's (invoke model.verify), then run it again")
+    files.keep(arrival.part, arrival.whole)
+    arrival.record.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
