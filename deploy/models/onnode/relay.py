@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -189,6 +190,7 @@ class Caller:
     def __init__(self, told: Mapping[str, Any]) -> None:
         self._address, self._port, self._secret = told["address"], told["port"], told["secret"]
         self._own = threading.local()
+        self._all: list[http.client.HTTPConnection] = []
 
     def ask(self, path: str, wanted: str = "") -> http.client.HTTPResponse:
         """Return the answer. Raises Again where there is none, Refused where the secret is not good."""
@@ -208,6 +210,7 @@ class Caller:
     def _connection(self) -> http.client.HTTPConnection:
         if not hasattr(self._own, "connection"):
             self._own.connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT)
+            self._all.append(self._own.connection)
         found: http.client.HTTPConnection = self._own.connection
         return found
 
@@ -216,6 +219,11 @@ class Caller:
         if hasattr(self._own, "connection"):
             self._own.connection.close()
             del self._own.connection
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in self._all:
+            connection.close()
 
     def manifest(self) -> bytes:
         """Return the manifest. Raises Refused where it is not from who has the secret."""
@@ -267,7 +275,11 @@ class Arrival:
 
 def pull(told: Mapping[str, Any]) -> None:
     """Bring the model that the other node serves into the folder; whole and verified, or not at all."""
-    caller, target = Caller(told), Path(told["folder"])
+    with closing(Caller(told)) as caller:
+        _pull(caller, Path(told["folder"]))
+
+
+def _pull(caller: Caller, target: Path) -> None:
     text: bytes = web.patiently(caller.manifest)
     try:
         manifest = json.loads(text)
@@ -343,6 +355,8 @@ def _range(caller: Caller, arrival: Arrival, number: int, progress: Progress, lo
     """Bring one range to its place in the file. Raises Again when the connection ends too early."""
     start, end = arrival.bounds(number)
     answer = caller.ask(f"/file/{arrival.number}", f"bytes={start}-{end - 1}")
+    if answer.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{arrival.entry.size}":
+        raise Refused("damaged", f"another range of {arrival.entry.path} came than was asked for", "run it again")
     with arrival.part.open("r+b", buffering=0) as file:
         at = start
         for count in _copied(answer, file.fileno(), start, end):
