@@ -72,6 +72,8 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
         "GPU": gpus or "none",
         "fabric": f"{fabric.name}, MTU {fabric.mtu}" if fabric else "not found",
         "release": seen.current or "none",
+        "models": ", ".join(str(found.get("repository", "damaged")) for found in seen.models.values())
+        or "none fetched",
     }
     return "\n".join([seen.name, *(f"  {key:8} {value}" for key, value in rows.items())])
 

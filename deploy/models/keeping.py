@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
 from core.remote import Hosts
 from deploy.models.fetching import PACKAGE, RUNNING, SCRIPTS, said
+from deploy.models.onnode.files import staging_of
 
 VERIFY_TIMEOUT = 4 * 3600
 SERVICE = "sparkstack-vllm"
@@ -120,7 +121,7 @@ def _verified(cluster: Cluster, host: Host, model: Kept, on_line: Callable[[str]
 def _refused(wrong: list[dict[str, Any]], cluster: Cluster) -> ModelRefused:
     first = wrong[0]
     names = [*first["damaged"], *first["missing"]]
-    cause = first["error"] or f"{len(first['damaged'])} files are damaged and {len(first['missing'])} missing"
+    cause = first["error"] or f"damaged files: {len(first['damaged'])}, missing: {len(first['missing'])}"
     lines = [f"{one['node']}: {one['folder']}: {', '.join([*one['damaged'], *one['missing']])}" for one in wrong]
     return ModelRefused(
         f"{first['folder']}: {cause}" + (f", the first: {names[0]}" if names else ""),
@@ -144,7 +145,7 @@ def plan_remove(cluster: Cluster, profile: Profile, repository: str, facts: Fact
             node=one.node,
             title=f"remove {one.folder}",
             reason=f"{megabytes(one.size)} of {repository}",
-            argv=("rm", "-rf", "--", one.folder),
+            argv=("rm", "-rf", "--", one.folder, str(staging_of(Path(one.folder)))),
             timeout=600,
         )
         for one in models

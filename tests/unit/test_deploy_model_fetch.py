@@ -306,8 +306,8 @@ class TestAccess:
 
         with serving(hub.content) as cdn, serving(proxy) as server:
             hub.cdn = cdn.url
-            monkeypatch.setenv("http_proxy", "")
-            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+                monkeypatch.setenv(name, "")
             given = {"HF_ENDPOINT": "http://hub.example", "http_proxy": server.url, "no_proxy": "127.0.0.1"}
             told = Running(hub, server, cdn, tmp_path).told(environment=given)
             assert fetch.main(request(tmp_path, told)) == 0
@@ -318,6 +318,12 @@ class TestAccess:
         asked = urllib.request.Request("https://hub.example/a")
         with pytest.raises(Refused, match="without TLS"):
             redirects.redirect_request(asked, io.BytesIO(), 302, "", Message(), "http://cdn.example/a")
+
+
+def test_a_request_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fetch.main(tmp_path / "gone.json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"], told["next"]) == ("absent", "run the same command again")
 
 
 @pytest.mark.processes

@@ -284,7 +284,7 @@ class TestKept:
         with pytest.raises(ModelRefused) as caught:
             verified(lab_a=(GOOD, 0), lab_b=(BAD, 1))
         assert caught.value.node == "lab-b"
-        assert "1 files are damaged and 1 missing, the first: w" in caught.value.cause
+        assert "damaged files: 1, missing: 1, the first: w" in caught.value.cause
         assert caught.value.next_move == f"invoke model.fetch {REPOSITORY} --again --cluster local"
 
     def test_a_manifest_that_cannot_be_read_is_one_too(self) -> None:
@@ -298,7 +298,9 @@ class TestKept:
 
     def test_removing_takes_it_off_the_nodes_that_have_it(self) -> None:
         found = keeping.plan_remove(local(), tiny(), REPOSITORY, facts("lab-b"))
-        assert [(step.node, command_of(step)) for step in found.steps] == [("lab-b", f"rm -rf -- {FOLDER}")]
+        assert [(step.node, command_of(step)) for step in found.steps] == [
+            ("lab-b", f"rm -rf -- {FOLDER} /opt/sparkstack/models/Qwen/.Tiny.incoming")
+        ]
         assert keeping.plan_remove(local(), tiny(), "Qwen/Other", facts("lab-b")).empty
 
     def test_a_model_that_is_served_stays(self) -> None:

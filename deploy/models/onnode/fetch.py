@@ -13,7 +13,6 @@ from where they end. Its last line of a failure is {"error": KIND, "cause": ...,
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import shutil
 import sys
@@ -48,17 +47,23 @@ class Work:
 
 def main(request: Path) -> int:
     """Do what the file says; return the exit code."""
-    told = json.loads(request.read_text(encoding="utf-8"))
-    request.unlink()
-    os.environ.update(told["environment"])
     os.umask(0o022)
     try:
         with files.named_errors():
+            told = files.taken(request)
+            use_proxies(told["environment"])
             fetch(told)
     except Refused as error:
         say(error.to_json())
         return 1
     return 0
+
+
+def use_proxies(environment: Mapping[str, str]) -> None:
+    """Have urllib go through the proxies of the request; in both spellings, because a node may have set the other."""
+    for name, value in environment.items():
+        if name.lower().endswith("_proxy"):
+            os.environ[name.lower()] = os.environ[name.upper()] = value
 
 
 def fetch(told: Mapping[str, Any]) -> None:

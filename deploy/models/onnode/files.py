@@ -44,6 +44,17 @@ class Refused(Exception):
         return json.dumps({"error": self.kind, "cause": self.cause, "next": self.next_move})
 
 
+def taken(request: Path) -> dict[str, Any]:
+    """Read a request and remove it: it may hold secrets. Raises Refused where it is gone."""
+    try:
+        told: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        cause = "this work has ended meanwhile, or was started without a request"
+        raise Refused("absent", cause, "run the same command again") from error
+    request.unlink()
+    return told
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file as a hub lists it: ``algorithm`` is "sha256", "git-sha1" (of the blob), or nothing where none is known."""

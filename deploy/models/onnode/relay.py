@@ -51,11 +51,10 @@ def code_of(secret: str, *parts: bytes) -> str:
 
 def main(what: str, request: Path) -> int:
     """Serve or pull; return the exit code."""
-    told = json.loads(request.read_text(encoding="utf-8"))
-    request.unlink()
     os.umask(0o022)
     try:
         with files.named_errors():
+            told = files.taken(request)
             serve(told) if what == "serve" else pull(told)
     except Refused as error:
         say(error.to_json())
