@@ -306,7 +306,7 @@ class Profile(Model):
     repository: str | None = None
     """Where `invoke model.fetch` has it from, as the hubs name it: owner/name."""
     revision: str | None = None
-    """Its commit (or a branch or tag, which may be another model tomorrow)."""
+    """Its commit on Hugging Face (or a branch or tag, which may be another model tomorrow)."""
     served_names: Annotated[tuple[str, ...], Field(min_length=1)]
     pipeline_parallel: Annotated[int, Field(ge=1)] = 1
     tensor_parallel: Annotated[int, Field(ge=1)] = 1

@@ -99,7 +99,9 @@ def wanted(
     ``environ`` is this host's: what it says of hubs and proxies holds on the node too.
     """
     own = profile.repository == repository
-    revision = revision or (profile.revision if own and profile.revision else "main")
+    # the hubs keep repositories of their own: a commit of one is none of the other
+    pinned = profile.revision if own and source == "huggingface" else None
+    revision = revision or pinned or "main"
     if not REPOSITORY.fullmatch(repository) or ".." in repository:
         raise UsageError(f"{repository!r} names no repository", next_move="write it as the hub does: owner/name")
     if not REVISION.fullmatch(revision) or ".." in revision:

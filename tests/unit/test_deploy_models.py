@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -10,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from core.config import Profile, load_cluster, load_profile
+import tasks
+from core.config import ROOT, Profile, load_cluster, load_profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, UnfitNode, UsageError
-from core.facts import NodeFacts, parse
+from core.facts import MODEL_MANIFEST, NodeFacts, parse
 from core.host import Host
 from core.plan import Job, Plan, Write, as_data, as_text, command_of
 from core.process import Completed
 from deploy.models import keeping
-from deploy.models.fetching import SERVER, Wanted, failure, plan_fetch, wanted
+from deploy.models.fetching import HUBS, PORT, SERVER, UNIT, Wanted, failure, plan_fetch, wanted
+from deploy.models.onnode import relay
+from deploy.models.onnode.files import MANIFEST
 from tests.unit.modelhub import COMMIT, OLDER, REPOSITORY
 from tests.unit.samples import lab_captures, lab_facts, local, spark_captures, tiny, unit
 
@@ -191,6 +195,10 @@ class TestWanted:
         assert wish.target == PurePosixPath(profile.model)
         assert wish.revision == profile.revision == "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd"
 
+    def test_the_profiles_revision_is_that_of_its_own_hub(self) -> None:
+        cluster, profile = load_cluster("spark"), load_profile("qwen2.5-32b")
+        assert wanted(cluster, profile, QWEN, revision="", source="modelscope", environ={}).revision == "main"
+
     def test_any_other_model_goes_below_the_root_at_main(self) -> None:
         assert (str(asked().target), asked().revision) == (FOLDER, "main")
 
@@ -312,3 +320,26 @@ class TestKept:
     def test_a_model_of_nobody_is_named(self) -> None:
         with pytest.raises(UsageError, match="no node of local has a/b"):
             keeping.require_some([], "a/b", local())
+
+
+class TestDocs:
+    """docs/models.md tells the truth."""
+
+    TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+
+    def test_hubs_and_their_variables_are_listed(self) -> None:
+        rows = re.findall(r"^\| `([a-z]+)` \| .* \| `(\w+)`, `(\w+)` \|$", self.TEXT, flags=re.MULTILINE)
+        assert {name: variables for name, *variables in rows} == {name: list(two) for name, two in HUBS.items()}
+
+    def test_commands_names_and_the_port_are_those_that_are(self) -> None:
+        assert set(re.findall(r"invoke (model\.\w+)", self.TEXT)) <= set(tasks.ns.task_names)
+        assert f"port {PORT}" in self.TEXT
+        assert f"`{UNIT}*`" in self.TEXT
+        assert f"`{MODEL_MANIFEST}`" in self.TEXT
+        assert (
+            f"Ranges of {relay.RANGE >> 20} MiB travel in {['no', 'one', 'two', 'three', 'four'][relay.STREAMS]}"
+            in self.TEXT
+        )
+
+    def test_the_manifest_has_one_name(self) -> None:
+        assert MODEL_MANIFEST == MANIFEST
