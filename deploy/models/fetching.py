@@ -24,7 +24,10 @@ from core.root import root_steps
 
 SCRIPTS = ROOT / "deploy" / "models" / "onnode"
 PACKAGE = "deploy.models.onnode"
-HUBS = {"huggingface": ("HF_ENDPOINT", "HF_TOKEN"), "modelscope": ("MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN")}
+HUBS = {
+    "huggingface": ("HF_ENDPOINT", "HF_TOKEN"),
+    "modelscope": ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN"),
+}
 """Hub to the variables that it alone is given."""
 
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")

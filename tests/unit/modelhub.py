@@ -59,7 +59,11 @@ class Hub:
     def _huggingface(self, path: str, query: dict[str, list[str]]) -> Reply:
         if match := re.fullmatch(r"/api/models/.*/revision/(.+)", path):
             commit = {"main": self.moved or COMMIT, COMMIT: COMMIT}.get(match[1], "")
-            return as_json({"sha": commit}) if commit else Reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return (
+                as_json({"id": REPOSITORY, "sha": commit})
+                if commit
+                else Reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            )
         if path.startswith("/api/models/"):
             return self._tree(path, int(query.get("cursor", ["0"])[0]))
         commit, _, name = path.partition("/resolve/")[2].partition("/")
@@ -72,7 +76,8 @@ class Hub:
         return Reply(302, b"", {**told, "Location": f"{self.cdn}/blob/{quote(unquote(name))}?signed=1"})
 
     def _tree(self, path: str, start: int) -> Reply:
-        rows = self.rows if self.rows is not None else [*map(self._row, self.files), {"type": "directory", "path": "d"}]
+        folder = {"type": "directory", "path": "tokenizer", "oid": OLDER, "size": 0}
+        rows = self.rows if self.rows is not None else [*map(self._row, self.files), folder]
         more = start + self.page
         following = f'<https://elsewhere.example{path}?cursor={more}>; rel="next"' if more < len(rows) else ""
         return as_json(rows[start:more], **({"Link": following} if following else {}))
@@ -90,7 +95,7 @@ class Hub:
             latest = {"Id": "", "ShortId": COMMIT[:8]}
             return as_json({"Code": 200, "Data": {"Files": files if known else None, "LatestCommitter": latest}})
         data = self.files.get(query["FilePath"])
-        if data is None or query["Revision"] not in (COMMIT, OLDER):
+        if data is None or query["Revision"] not in ("master", COMMIT, OLDER):
             return Reply(404)
         return Reply(200, data, ranged=True)
 
@@ -123,7 +128,7 @@ class Running:
 
     def told(self, **changes: Any) -> dict[str, Any]:
         """Return the request to fetch it."""
-        environment = {"HF_ENDPOINT": self.server.url, "MODELSCOPE_DOMAIN": self.server.url}
+        environment = {"HF_ENDPOINT": self.server.url, "MODELSCOPE_ENDPOINT": self.server.url}
         given = {"hub": "huggingface", "repository": REPOSITORY, "revision": "main", "folder": ""}
         told = {**given, "target": str(self.target), "environment": environment, **changes}
         told["environment"] = {**environment, **changes.get("environment", {})}

@@ -34,7 +34,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         for spelled in (name, name.upper()):
             monkeypatch.delenv(spelled, raising=False)
-    for name in ("HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN"):
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN"):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(web, "PAUSE", 0.001)
     monkeypatch.setattr(files, "MARGIN", 0)
@@ -338,8 +338,13 @@ class TestModelScope:
     def test_what_it_answers_for_an_unknown_revision_is_no_empty_model(self, node: Running) -> None:
         assert refused(node.told(hub="modelscope", revision="v9")).kind == "absent"
 
-    def test_a_token_is_its_cookie(self, node: Running) -> None:
+    def test_a_list_that_may_have_been_cut_off_is_no_list(self, node: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hubs, "MOST", len(FILES))
+        assert "the first 5 files only" in refused(node.told(hub="modelscope")).cause
+
+    def test_a_token_is_its_cookie_too(self, node: Running) -> None:
         fetch.fetch(node.told(hub="modelscope", environment={"MODELSCOPE_API_TOKEN": "ms-secret"}))
+        assert {asked.authorization for asked in node.server.asked} == {"Bearer ms-secret"}
         assert {asked.headers.get("cookie") for asked in node.server.asked} == {"m_session_id=ms-secret"}
 
     def test_wrong_bytes_are_refused(self, node: Running) -> None:

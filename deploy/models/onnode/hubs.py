@@ -5,10 +5,11 @@ Hugging Face (https://huggingface.co/docs/hub/api): `/api/models/REPO/revision/R
 `oid`, the sha1 of its git blob, and one in LFS or Xet `lfs.oid` too, its sha256; `/REPO/resolve/COMMIT/PATH` sends a
 file, or to the host that has it, and names the commit in `X-Repo-Commit` and the sha256 in `X-Linked-ETag`.
 
-ModelScope (https://modelscope.cn): `/api/v1/models/REPO/repo/files?Revision=REV&Recursive=true` lists all at once with
-`Sha256` for every file, large or small; an unknown revision is answered with 200 and no files; the commit is in
-`LatestCommitter`, perhaps only the beginning of it; each file names the commit that last changed it as `Revision`, and
-that is what `/api/v1/models/REPO/repo?Revision=...&FilePath=...` is asked for: a branch may move meanwhile.
+ModelScope (https://modelscope.cn, and its client modelscope_hub on PyPI):
+`/api/v1/models/REPO/repo/files?Revision=REV&Recursive=true` lists all at once with `Sha256` for every file, large or
+small, but of more than 3000 the first ones only; an unknown revision is answered with 200 and no files; the commit is
+in `LatestCommitter`, perhaps only the beginning of it; each file names the commit that last changed it as `Revision`,
+and that is what `/api/v1/models/REPO/repo?Revision=...&FilePath=...` is asked for: a branch may move meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 SAFETENSORS = ".safetensors"
 OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite", ".ot", ".ckpt"}
 PAGES = 1000
+MOST = 3000
+"""Files after which ModelScope's list ends without a word."""
+
+_OTHER = "fetch from the other hub: --from huggingface"
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def _home(address: str, token: str) -> str:
     """Return a hub's address. Raises Refused for another protocol, and for a token that everybody could read."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused("hub", f"{address} is no address of a hub", "check HF_ENDPOINT or MODELSCOPE_DOMAIN")
+        raise Refused("hub", f"{address} is no address of a hub", "check HF_ENDPOINT or MODELSCOPE_ENDPOINT")
     if token and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise Refused("access", f"a token would go to {parts.hostname} in the clear", "use https, or unset the token")
     return address.rstrip("/")
@@ -131,14 +136,17 @@ def _of_huggingface(row: Mapping[str, Any]) -> Entry:
 
 
 class ModelScope:
-    """modelscope.cn, or what MODELSCOPE_DOMAIN names."""
+    """modelscope.cn, or what MODELSCOPE_ENDPOINT names (MODELSCOPE_DOMAIN in older versions of its client)."""
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         token = asked.environment.get("MODELSCOPE_API_TOKEN", "").strip()
-        domain = asked.environment.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
+        variables = (asked.environment.get(name) for name in ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN"))
+        domain = next(filter(None, variables), "www.modelscope.cn")
         home = _home(domain if "://" in domain else f"https://{domain}", token)
-        self._client = Client(home, {"Cookie": f"m_session_id={token}"} if token else {}, self._explain)
+        # its own client sends both: some of its addresses know the one, some the other
+        private = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+        self._client = Client(home, private, self._explain)
         self._api = f"{home}/api/v1/models/{quote(asked.repository)}/repo"
 
     def listing(self) -> Listing:
@@ -149,6 +157,8 @@ class ModelScope:
         rows = data.get("Files") if isinstance(data, dict) else None
         if not isinstance(data, dict) or not isinstance(rows, list) or not rows:
             raise _absent(self._asked)
+        if len(rows) >= MOST:
+            raise Refused("hub", f"the hub lists the first {MOST} files only, and says nothing of others", _OTHER)
         blobs = [row for row in rows if isinstance(row, dict) and row.get("Type") != "tree"]
         return chosen(_commit_of(revision, data, blobs), map(_of_modelscope, blobs))
 
