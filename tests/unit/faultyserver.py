@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,8 @@ class Reply:
     cut: int | None = None
     chunked: bool = False
     """The length is not told before."""
+    slow: float = 0
+    """Seconds for each MiB of the body."""
 
 
 @dataclass
@@ -66,13 +69,14 @@ class Server:
     """Where it listens, what goes wrong next, and what it was asked."""
 
     backend: Backend
+    address: str = "127.0.0.1"
     port: int = 0
     faults: list[Fault] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -175,7 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = reply.body if reply.cut is None else reply.body[: reply.cut]
         self.close_connection = self.close_connection or reply.cut is not None
         try:
-            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if reply.chunked else body)
+            for start in range(0, len(body), 1 << 20) if reply.slow else ():
+                self.wfile.write(body[start : start + (1 << 20)])
+                time.sleep(reply.slow)
+            if not reply.slow:
+                self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if reply.chunked else body)
         except OSError:
             self.close_connection = True  # who asked has gone
 
@@ -184,10 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(backend: Backend) -> Iterator[Server]:
-    made = Server(backend)
+def serving(backend: Backend, address: str = "127.0.0.1") -> Iterator[Server]:
+    made = Server(backend, address)
     handler = type("Handler", (_Handler,), {"server_": made})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((address, 0), handler)
     made.port = server.server_port
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a probe for https is no HTTP

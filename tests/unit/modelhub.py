@@ -45,6 +45,8 @@ class Hub:
     rows: list[dict[str, Any]] | None = None
     """In place of what is true of the files."""
     cdn: str = ""
+    slow: float = 0
+    """Seconds for each MiB of a large file."""
 
     def __call__(self, asked: Asked) -> Reply:
         address = urlsplit(asked.path)
@@ -106,7 +108,8 @@ class Hub:
 
     def content(self, asked: Asked) -> Reply:
         """Answer as the other host."""
-        return Reply(200, self.files[unquote(urlsplit(asked.path).path.removeprefix("/blob/"))], ranged=True)
+        data = self.files[unquote(urlsplit(asked.path).path.removeprefix("/blob/"))]
+        return Reply(200, data, ranged=True, slow=self.slow)
 
 
 def as_json(data: object, **headers: str) -> Reply:
@@ -145,8 +148,8 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, hub: Hub | None = None) -> Iterator[Running]:
+def running(folder: Path, hub: Hub | None = None, address: str = "127.0.0.1") -> Iterator[Running]:
     hub = hub or Hub()
-    with serving(hub) as server, serving(hub.content) as cdn:
+    with serving(hub, address) as server, serving(hub.content, address) as cdn:
         hub.cdn = cdn.url
         yield Running(hub, server, cdn, folder)
