@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,7 +88,7 @@ class NodeFacts:
     condition: condition.Condition = field(default_factory=condition.Condition)
     """What the doctor looks at besides."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Folder to manifest of every model that was fetched; an empty one where the manifest is damaged."""
+    """Folder to manifest of every model that was fetched, or is arriving; an empty one where it is damaged."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -221,7 +222,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "complete": [f"{root}/releases/*/complete.json"],
             **({"locks": [f"{root}/releases/*/stack.lock"]} if question.inventory else {}),
             "model_origin": [f"{model}/sparkstack.json"],
-            "models": [f"{folder}/{MODEL_MANIFEST}" for folder in (model, f"{root}/models/*", f"{root}/models/*/*")],
+            "models": [f"{folder}/{MODEL_MANIFEST}" for folder in _model_folders(root, model)],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
         },
     }
@@ -281,6 +282,13 @@ def look_here(folder: Path = WORK, packages: tuple[str, ...] = ()) -> NodeFacts:
 def model_folder(cluster: Cluster, profile: Profile) -> PurePosixPath:
     """Return the folder of the profile's model on every node."""
     return PurePosixPath(cluster.root / "models" / profile.model)
+
+
+def _model_folders(root: Path, model: PurePosixPath | Path) -> Iterator[str]:
+    """Return patterns of the folders of models, and of those where one arrives."""
+    for folder in (model, root / "models/*", root / "models/*/*"):
+        yield str(folder)
+        yield str(folder.parent / f".{folder.name}.incoming")
 
 
 def _probe(host: Host, request: Mapping[str, Any]) -> Capture:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from invoke.context import Context
 from invoke.exceptions import Exit
@@ -76,6 +78,11 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
         or "none fetched",
     }
     return "\n".join([seen.name, *(f"  {key:8} {value}" for key, value in rows.items())])
+
+
+def _model(manifest: Mapping[str, Any]) -> str:
+    name = str(manifest.get("repository", "a damaged one"))
+    return f"{name} (arriving)" if manifest.get("partial") else name
 
 
 @task(

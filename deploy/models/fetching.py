@@ -84,7 +84,7 @@ class Wanted:
     def is_on(self, seen: NodeFacts) -> bool:
         """Whether the node has it, whole."""
         found = seen.models.get(str(self.target), {})
-        if self.again or not found or found.get("repository") != self.repository:
+        if self.again or found.get("partial") or found.get("repository") != self.repository:
             return False
         return self.hub == found.get("hub") and self.revision in (found.get("revision"), found.get("commit"))
 

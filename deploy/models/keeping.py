@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +19,7 @@ from core.findings import Finding, refuse_unfit
 from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
 from core.remote import Hosts
-from deploy.models.fetching import PACKAGE, RUNNING, SCRIPTS, said
-from deploy.models.onnode.files import staging_of
+from deploy.models.fetching import PACKAGE, RUNNING, SCRIPTS, UNIT, said
 
 VERIFY_TIMEOUT = 4 * 3600
 SERVICE = "sparkstack-vllm"
@@ -38,6 +37,8 @@ class Kept:
     commit: str
     files: int
     size: int
+    partial: bool = False
+    """It is arriving, or was when its fetch was cut off."""
 
 
 def kept_models(facts: Facts, repository: str = "") -> Iterator[Kept]:
@@ -52,7 +53,8 @@ def _kept(node: str, folder: str, manifest: Mapping[str, Any]) -> Kept:
     files = manifest.get("files", [])
     sizes = [one["size"] for one in files if type(one.get("size")) is int] if _is_list_of_objects(files) else []
     repository, hub, revision, commit = (str(manifest.get(key, "")) for key in _WORDS)
-    return Kept(node, folder, repository, hub, revision, commit, len(sizes), sum(sizes))
+    partial = manifest.get("partial") is True
+    return Kept(node, folder, repository, hub, revision, commit, len(sizes), sum(sizes), partial)
 
 
 _WORDS = ("repository", "hub", "revision", "commit")
@@ -78,7 +80,8 @@ def table(models: list[Kept]) -> str:
         grid.add_column(column, overflow="fold")
     for one in models:
         commit = one.commit[:12] or one.revision
-        cells = (one.repository or "(damaged manifest)", one.hub, commit, str(one.files), megabytes(one.size))
+        size = ("", "arriving") if one.partial else (str(one.files), megabytes(one.size))
+        cells = (one.repository or "(damaged manifest)", one.hub, commit, *size)
         grid.add_row(one.node, *cells, one.folder)
     text = StringIO()
     Console(file=text, width=140).print(grid)
@@ -87,6 +90,7 @@ def table(models: list[Kept]) -> str:
 
 def verify(cluster: Cluster, hosts: Hosts, models: list[Kept], on_line: Callable[[str], None]) -> list[dict[str, Any]]:
     """Read every file of the models again, all nodes at once. Raises ModelRefused when one is damaged or missing."""
+    models = [one for one in models if not one.partial]
     by_node = {node: [one for one in models if one.node == node] for node in dict.fromkeys(one.node for one in models)}
 
     def on_node(node: str) -> list[dict[str, Any]]:
@@ -140,12 +144,19 @@ def plan_remove(cluster: Cluster, profile: Profile, repository: str, facts: Fact
         for one in models
         if one.folder == served and _serves(facts, one.node)
     )
+    refuse_unfit(
+        Finding(one.node, f"{unit} brings a model just now", f"on the node: sudo systemctl stop {unit}")
+        for one in models
+        if one.partial
+        for unit, state in facts[one.node].units.items()
+        if unit.startswith(UNIT) and state.active in RUNNING
+    )
     steps = (
         Run(
             node=one.node,
             title=f"remove {one.folder}",
-            reason=f"{megabytes(one.size)} of {repository}",
-            argv=("rm", "-rf", "--", one.folder, str(staging_of(Path(one.folder)))),
+            reason=f"{'what has arrived' if one.partial else megabytes(one.size)} of {repository}",
+            argv=("rm", "-rf", "--", one.folder),
             timeout=600,
         )
         for one in models

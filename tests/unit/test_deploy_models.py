@@ -14,7 +14,7 @@ import pytest
 import tasks
 from core.config import ROOT, Profile, load_cluster, load_profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, UnfitNode, UsageError
-from core.facts import MODEL_MANIFEST, NodeFacts, parse
+from core.facts import MODEL_MANIFEST, NodeFacts, Question, parse, probe_request
 from core.host import Host
 from core.plan import Job, Plan, Write, as_data, as_text, command_of
 from core.process import Completed
@@ -240,6 +240,17 @@ class TestFacts:
         capture["models"] = {"code": 0, "files": texts}
         assert parse("lab-a", capture).models == {FOLDER: manifest(), "/m/x": {}}
 
+    def test_the_probe_looks_where_models_are_and_where_they_arrive(self) -> None:
+        asked_for = probe_request(local(), local().head, Question(load_profile("qwen2.5-32b")))["files"]["models"]
+        assert [path.removesuffix("/sparkstack-model.json") for path in asked_for] == [
+            "/home/gx10/models/Qwen2.5-32B-Instruct",
+            "/home/gx10/models/.Qwen2.5-32B-Instruct.incoming",
+            "/opt/sparkstack/models/*",
+            "/opt/sparkstack/models/.*.incoming",
+            "/opt/sparkstack/models/*/*",
+            "/opt/sparkstack/models/*/.*.incoming",
+        ]
+
     def test_an_older_capture_has_none(self) -> None:
         assert spark_captures().parsed()["gx10-beee"].models == {}
 
@@ -306,10 +317,21 @@ class TestKept:
 
     def test_removing_takes_it_off_the_nodes_that_have_it(self) -> None:
         found = keeping.plan_remove(local(), tiny(), REPOSITORY, facts("lab-b"))
-        assert [(step.node, command_of(step)) for step in found.steps] == [
-            ("lab-b", f"rm -rf -- {FOLDER} /opt/sparkstack/models/Qwen/.Tiny.incoming")
-        ]
+        assert [(step.node, command_of(step)) for step in found.steps] == [("lab-b", f"rm -rf -- {FOLDER}")]
         assert keeping.plan_remove(local(), tiny(), "Qwen/Other", facts("lab-b")).empty
+
+    def test_what_is_left_of_a_fetch_that_was_cut_off_is_listed_and_removed_too(self) -> None:
+        incoming = "/opt/sparkstack/models/Qwen/.Tiny.incoming"
+        seen = facts()
+        seen["lab-a"] = replace(seen["lab-a"], models={incoming: manifest(partial=True, files=[])})
+        assert "arriving" in keeping.table(list(keeping.kept_models(seen)))
+        assert keeping.verify(local(), {}, list(keeping.kept_models(seen)), lambda _: None) == []  # type: ignore[arg-type]
+        found = keeping.plan_remove(local(), tiny(), REPOSITORY, seen)
+        assert [command_of(step) for step in found.steps] == [f"rm -rf -- {incoming}"]
+        assert "fetch" in stages(plan(asked(), seen))
+        seen["lab-a"] = replace(seen["lab-a"], units={asked().unit: unit(asked().unit)})
+        with pytest.raises(UnfitNode, match="brings a model just now"):
+            keeping.plan_remove(local(), tiny(), REPOSITORY, seen)
 
     def test_a_model_that_is_served_stays(self) -> None:
         profile = tiny().model_copy(update={"model": REPOSITORY})

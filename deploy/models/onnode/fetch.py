@@ -74,8 +74,9 @@ def fetch(told: Mapping[str, Any]) -> None:
     say(f"{told['repository']} at {at}: {len(work.listing.files)} files, {files.size_words(total)}")
     if work.listing.left_out:
         say(f"left out, the same weights in other formats: {', '.join(work.listing.left_out)[:300]}")
-    hashes = _bring_all(work, total)
     about = {key: told[key] for key in ("repository", "hub", "revision")}
+    files.begin(work.target, {**about, "commit": work.listing.commit})
+    hashes = _bring_all(work, total)
     listed = ((entry.path, entry.size, hashes[entry.key]) for entry in work.listing.files)
     text = files.manifest_text({**about, "commit": work.listing.commit}, listed)
     files.place(files.staging_of(work.target), work.target, work.listing.files, text)
@@ -93,7 +94,6 @@ def _work(told: Mapping[str, Any]) -> Work:
 
 def _bring_all(work: Work, total: int) -> dict[str, str]:
     """Have every file as a verified blob; return blob name to sha256. Raises the first Refused."""
-    work.blobs.mkdir(parents=True, exist_ok=True)
     entries = list({entry.key: entry for entry in work.listing.files}.values())
     _clear(work.blobs, {entry.key for entry in entries})
     present = sum(_present(work.blobs, entry) for entry in entries)

@@ -1,7 +1,8 @@
 """The files of a model on a node: their names, their hashes, their manifest, and how they get into place.
 
 While a model arrives it lies beside its folder, in `.NAME.incoming/`: `blobs/` holds the files by what they must hash
-to, one that is not whole with `.part` behind its name. The folder itself has a manifest, written last:
+to, one that is not whole with `.part` behind its name, and its manifest has `"partial": true` and no files. The folder
+itself has a manifest that is written last:
 
     {"format": 1, "repository": "Qwen/...", "hub": "huggingface", "revision": "main", "commit": "5ede...",
      "files": [{"path": "config.json", "size": 663, "sha256": "..."}]}
@@ -160,6 +161,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def staging_of(target: Path) -> Path:
     """Return where a model lies while it arrives: beside its folder, on the same disk."""
     return target.parent / f".{target.name}.incoming"
+
+
+def begin(target: Path, about: Mapping[str, Any]) -> Path:
+    """Make the place where a model arrives, with a manifest that says so; return the folder of its blobs."""
+    staging = staging_of(target)
+    (staging / "blobs").mkdir(parents=True, exist_ok=True)
+    (staging / MANIFEST).write_text(manifest_text({**about, "partial": True}, ()), encoding="utf-8")
+    return staging / "blobs"
 
 
 def place(staging: Path, target: Path, entries: Sequence[Entry], manifest: str) -> None:

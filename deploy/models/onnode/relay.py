@@ -285,8 +285,7 @@ def _pull(caller: Caller, target: Path) -> None:
     except ValueError as error:
         raise Refused("damaged", "the other node's manifest is damaged", "fetch the model there again") from error
     entries = files.entries_of(manifest)
-    blobs = files.staging_of(target) / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
+    blobs = files.begin(target, {key: value for key, value in manifest.items() if key != "files"})
     _clear(blobs, entries)
     for entry in entries:
         _reuse(target / entry.path, entry, blobs)
