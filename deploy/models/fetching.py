@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from core.config import ROOT, Cluster, Node, Profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, SparkstackError, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts, model_folder
-from core.plan import Job, Plan, Push, Run, Step, Write, make_plan
+from core.plan import Job, Plan, Poll, Push, Run, Step, Write, make_plan
 from core.root import root_steps
 
 SCRIPTS = ROOT / "deploy" / "models" / "onnode"
@@ -199,7 +199,7 @@ def _relay(
     stop = _stop(source.name, SERVER, "the others have the model")
     return (
         ("offer", before),
-        ("relay", (step for node in others for step in _pull(wanted, source, facts[node.name], follow=goes_on))),
+        ("relay", (step for node in others for step in _take(wanted, source, facts[node.name], follow=goes_on))),
         ("end the offer", iter((stop,))),
     )
 
@@ -210,7 +210,7 @@ def _offer(wanted: Wanted, source: Node, others: Sequence[Node], facts: Facts) -
             yield _stop(node.name, wanted.unit, "it waits for a node that offers nothing any more")
     if wanted.runs_on(facts[source.name], SERVER):
         yield _stop(source.name, SERVER, "an earlier relay was cut off")
-    yield _request(wanted, facts[source.name], "serve", _link(wanted, source), "with the secret of this relay")
+    yield _request(wanted, facts[source.name], "offer", _link(wanted, source), "with the secret of this relay")
     yield Run(
         node=source.name,
         title=f"offer the model at {source.fabric}:{PORT}",
@@ -218,9 +218,23 @@ def _offer(wanted: Wanted, source: Node, others: Sequence[Node], facts: Facts) -
         argv=(
             *("systemd-run", f"--unit={SERVER}", f"--uid={wanted.cluster.user}", "--collect", "--quiet"),
             *("--property=Type=exec", f"--property=RuntimeMaxSec={TIMEOUT}"),
-            *(f"--working-directory={wanted.tools}", *_argv(wanted, "relay", "serve")),
+            *(f"--working-directory={wanted.tools}", *_argv(wanted, "offer")),
         ),
         privileged=True,
+    )
+    yield Poll(
+        node=source.name,
+        title="wait until it listens",
+        reason="the others ask at once",
+        argv=("ss", "-Hltn", f"sport = :{PORT}"),
+        accept=lambda done: str(source.fabric) in done.out,
+        failure=lambda _: UnfitNode(
+            f"nothing listens at {source.fabric}:{PORT}",
+            node=source.name,
+            next_move=f"on the node: journalctl -u {SERVER}",
+        ),
+        timeout=20,
+        interval=0.5,
     )
 
 
@@ -233,10 +247,10 @@ def _link(wanted: Wanted, source: Node) -> dict[str, object]:
     }
 
 
-def _pull(wanted: Wanted, source: Node, seen: NodeFacts, *, follow: bool) -> Iterator[Step]:
+def _take(wanted: Wanted, source: Node, seen: NodeFacts, *, follow: bool) -> Iterator[Step]:
     if not follow:
-        yield _request(wanted, seen, "pull", _link(wanted, source), "with the secret of this relay")
-    yield _job(wanted, seen, f"take {wanted.repository} from {source.name}", "pull", f"over the fabric {source.fabric}")
+        yield _request(wanted, seen, "take", _link(wanted, source), "with the secret of this relay")
+    yield _job(wanted, seen, f"take {wanted.repository} from {source.name}", "take", f"over the fabric {source.fabric}")
 
 
 def _stop(node: str, unit: str, reason: str) -> Run:
@@ -261,10 +275,9 @@ def _request(wanted: Wanted, seen: NodeFacts, what: str, told: Mapping[str, obje
     )
 
 
-def _argv(wanted: Wanted, module: str, *words: str) -> tuple[str, ...]:
+def _argv(wanted: Wanted, script: str) -> tuple[str, ...]:
     """Return what runs a script; -m finds it below the unit's own folder."""
-    what = words[0] if words else module
-    return ("/usr/bin/python3", "-E", "-s", "-m", f"{PACKAGE}.{module}", *words, str(_request_path(wanted, what)))
+    return ("/usr/bin/python3", "-E", "-s", "-m", f"{PACKAGE}.{script}", str(_request_path(wanted, script)))
 
 
 def _job(wanted: Wanted, seen: NodeFacts, title: str, what: str, reason: str) -> Job:
@@ -272,7 +285,7 @@ def _job(wanted: Wanted, seen: NodeFacts, title: str, what: str, reason: str) ->
         node=seen.name,
         title=title,
         reason=reason,
-        argv=_argv(wanted, "fetch") if what == "fetch" else _argv(wanted, "relay", what),
+        argv=_argv(wanted, what),
         timeout=TIMEOUT,
         watch=str,
         failure=partial(failure, title, seen.name),

@@ -148,6 +148,7 @@ class TestFaults:
         node.cdn.fail(LARGE, cut(100_000))
         assert refused(node.told()).kind == "network"
         assert not node.target.exists()
+        assert files.read_manifest(files.staging_of(node.target))["partial"] is True
         before = len(node.cdn.asked)
         fetch.fetch(node.told())
         assert node.arrived() == FILES

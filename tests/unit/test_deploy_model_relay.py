@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.models.onnode import files, relay, verify, web
+from deploy.models.onnode import files, offer, take, verify, web
 from deploy.models.onnode.files import Refused
 from tests.unit.modelhub import FILES, sha256
 
@@ -27,7 +27,7 @@ RANGES = -(-len(FILES[LARGE]) // PLACE)
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "RANGE", PLACE)
+    monkeypatch.setattr(take, "RANGE", PLACE)
     monkeypatch.setattr(web, "PAUSE", 0.001)
     monkeypatch.setattr(files, "MARGIN", 0)
 
@@ -57,11 +57,11 @@ class Link:
 @contextmanager
 def serving(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
     told = {"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(source)}
-    with relay.server(told, relay.served(told)) as server:
+    with offer.server(told, offer.served(told)) as server:
         link = Link({**told, "port": server.server_port})
-        real = relay._Handler._range
+        real = offer._Handler._range
 
-        def ranged(self: relay._Handler, entry: files.Entry, wanted: str) -> None:
+        def ranged(self: offer._Handler, entry: files.Entry, wanted: str) -> None:
             link.asked.append((entry.path, wanted))
             if link.breaks:
                 link.breaks -= 1
@@ -75,7 +75,7 @@ def serving(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
                 return
             real(self, entry, wanted)
 
-        monkeypatch.setattr(relay._Handler, "_range", ranged)
+        monkeypatch.setattr(offer._Handler, "_range", ranged)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -108,21 +108,21 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def refused(told: dict[str, Any]) -> Refused:
     with pytest.raises(Refused) as caught:
-        relay.pull(told)
+        take.take(told)
     return caught.value
 
 
 @pytest.mark.processes
 class TestPull:
     def test_a_model_arrives_in_ranges_with_the_same_manifest(self, link: Link, source: Path, target: Path) -> None:
-        relay.pull(link.to(target))
+        take.take(link.to(target))
         assert content(target) == content(source)
         assert [path.name for path in target.parent.iterdir()] == ["Tiny"]
         assert len([path for path, _ in link.asked if path == LARGE]) == RANGES > 2
 
     def test_a_cut_costs_one_range(self, link: Link, source: Path, target: Path) -> None:
         link.breaks = 3
-        relay.pull(link.to(target))
+        take.take(link.to(target))
         assert content(target) == content(source)
         total = sum(-(-len(data) // PLACE) for data in FILES.values())
         assert len(link.asked) == total + 3
@@ -130,20 +130,20 @@ class TestPull:
     def test_a_second_run_asks_for_what_the_first_one_lacks(
         self, link: Link, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(relay, "STREAMS", 1)
+        monkeypatch.setattr(take, "STREAMS", 1)
         monkeypatch.setattr(web, "TRIES", 1)
-        real = relay.Caller.ask
+        real = take.Caller.ask
 
-        def ask(self: relay.Caller, path: str, wanted: str = "") -> http.client.HTTPResponse:
+        def ask(self: take.Caller, path: str, wanted: str = "") -> http.client.HTTPResponse:
             if len(link.asked) == 4:
                 raise web.Again("the link is cut")
             return real(self, path, wanted)
 
         with monkeypatch.context() as cut:
-            cut.setattr(relay.Caller, "ask", ask)
+            cut.setattr(take.Caller, "ask", ask)
             assert refused(link.to(target)).kind == "network"
         assert not target.exists()
-        relay.pull(link.to(target))
+        take.take(link.to(target))
         assert content(target) == content(source)
         assert len(set(link.asked)) == len(link.asked), "no range travels twice"
 
@@ -151,7 +151,7 @@ class TestPull:
         shutil.copytree(source, target)
         (target / "config.json").write_text("damaged")
         (target / "mine.txt").write_text("stays")
-        relay.pull(link.to(target))
+        take.take(link.to(target))
         assert content(target) == {**content(source), "mine.txt": b"stays"}
         assert [path for path, _ in link.asked] == ["config.json"]
 
@@ -163,7 +163,7 @@ class TestPull:
         assert (error.kind, error.cause) == ("damaged", f"{LARGE} did not arrive as the manifest lists it")
         assert not target.exists()
         (source / LARGE).write_bytes(FILES[LARGE])
-        relay.pull(link.to(target))
+        take.take(link.to(target))
         assert content(target) == content(source)
 
     def test_a_file_that_shrank_at_the_source_ends_in_an_error(
@@ -192,14 +192,14 @@ class TestSecret:
         connection.close()
 
     def test_a_code_is_good_for_its_own_request_only(self, link: Link) -> None:
-        code = relay.code_of(SECRET, b"/file/0", b"bytes=0-1")
+        code = offer.code_of(SECRET, b"/file/0", b"bytes=0-1")
         connection = http.client.HTTPConnection("127.0.0.1", link.told["port"])
         for path, wanted, status in (
             ("/file/0", "bytes=0-1", 206),
             ("/file/1", "bytes=0-1", 403),
             ("/file/0", "bytes=0-2", 403),
         ):
-            connection.request("GET", path, headers={"Range": wanted, relay.CODE: code})
+            connection.request("GET", path, headers={"Range": wanted, offer.CODE: code})
             answer = connection.getresponse()
             answer.read()
             assert answer.status == status
@@ -217,19 +217,19 @@ class TestSecret:
     )
     def test_what_is_not_there_is_said(self, link: Link, path: str, wanted: str, status: int) -> None:
         with pytest.raises(Refused, match=f"answers {status}"):
-            relay.Caller(link.told).ask(path, wanted)
+            take.Caller(link.told).ask(path, wanted)
 
     def test_a_manifest_of_somebody_else_is_refused(
         self, link: Link, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = relay._Handler._manifest
+        real = offer._Handler._manifest
 
-        def other(self: relay._Handler) -> None:
+        def other(self: offer._Handler) -> None:
             self.served.secret, known = "11" * 32, self.served.secret
             real(self)
             self.served.secret = known
 
-        monkeypatch.setattr(relay._Handler, "_manifest", other)
+        monkeypatch.setattr(offer._Handler, "_manifest", other)
         assert "not from the other node" in refused(link.to(target)).cause
 
     def test_a_manifest_with_a_hostile_name_is_refused(
@@ -237,7 +237,7 @@ class TestSecret:
     ) -> None:
         with serving(source, monkeypatch) as link:
             listed = [("../../evil", 1, sha256(b"x"))]
-            monkeypatch.setattr(relay.Caller, "manifest", lambda _: files.manifest_text({}, listed).encode())
+            monkeypatch.setattr(take.Caller, "manifest", lambda _: files.manifest_text({}, listed).encode())
             assert "names a file '../../evil'" in refused(link.to(target)).cause
 
 
@@ -245,11 +245,11 @@ class TestSecret:
 def test_the_server_ends_by_itself_when_nobody_asks(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(relay, "IDLE", 0.2)
+    monkeypatch.setattr(offer, "IDLE", 0.2)
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(source)}))
     began = time.monotonic()
-    assert relay.main("serve", request) == 0
+    assert offer.main(request) == 0
     assert time.monotonic() - began < 10
     assert not request.exists()
     out = capsys.readouterr().out
@@ -260,7 +260,7 @@ def test_the_server_ends_by_itself_when_nobody_asks(
 def test_only_a_whole_model_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(tmp_path)}))
-    assert relay.main("serve", request) == 1
+    assert offer.main(request) == 1
     assert json.loads(capsys.readouterr().out)["error"] == "damaged"
 
 

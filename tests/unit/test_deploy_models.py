@@ -16,11 +16,11 @@ from core.config import ROOT, Profile, load_cluster, load_profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, UnfitNode, UsageError
 from core.facts import MODEL_MANIFEST, NodeFacts, Question, parse, probe_request
 from core.host import Host
-from core.plan import Job, Plan, Write, as_data, as_text, command_of
+from core.plan import Job, Plan, Poll, Write, as_data, as_text, command_of
 from core.process import Completed
 from deploy.models import keeping
 from deploy.models.fetching import HUBS, PORT, SERVER, UNIT, Wanted, failure, plan_fetch, wanted
-from deploy.models.onnode import relay
+from deploy.models.onnode import take
 from deploy.models.onnode.files import MANIFEST
 from tests.unit.modelhub import COMMIT, OLDER, REPOSITORY
 from tests.unit.samples import lab_captures, lab_facts, local, spark_captures, tiny, unit
@@ -81,10 +81,11 @@ class TestPlan:
             ("lab-a", f"fetch {REPOSITORY} from huggingface"),
         ]
         assert found["offer"] == [
-            ("lab-a", "write what to serve"),
+            ("lab-a", "write what to offer"),
             ("lab-a", "offer the model at 198.18.100.1:29777"),
+            ("lab-a", "wait until it listens"),
         ]
-        assert found["relay"] == [("lab-b", "write what to pull"), ("lab-b", f"take {REPOSITORY} from lab-a")]
+        assert found["relay"] == [("lab-b", "write what to take"), ("lab-b", f"take {REPOSITORY} from lab-a")]
         assert found["end the offer"] == [("lab-a", "stop sparkstack-relay")]
 
     def test_another_node_fetches_where_that_is_asked_for(self) -> None:
@@ -125,6 +126,12 @@ class TestPlan:
         found = plan(asked(source="/data/Tiny"), facts())
         (request,) = [step for step in found.steps if isinstance(step, Write) and "fetch" in step.title]
         assert (json.loads(request.content)["hub"], json.loads(request.content)["folder"]) == ("folder", "/data/Tiny")
+
+    def test_the_others_ask_once_it_listens(self) -> None:
+        (wait,) = [step for step in plan(asked(), facts()).steps if isinstance(step, Poll)]
+        assert wait.accept(Completed((), 0, "LISTEN 0 5 198.18.100.1:29777 0.0.0.0:*\n"))
+        assert not wait.accept(Completed((), 0, ""))
+        assert "journalctl -u sparkstack-relay" in str(wait.failure(Completed((), 0, "")))
 
     def test_the_work_is_a_unit_of_the_clusters_user_that_reads_the_nodes_own_proxies(self) -> None:
         (job,) = [step for step in plan(asked(), facts()).steps if isinstance(step, Job) and step.node == "lab-a"]
@@ -359,7 +366,7 @@ class TestDocs:
         assert f"`{UNIT}*`" in self.TEXT
         assert f"`{MODEL_MANIFEST}`" in self.TEXT
         assert (
-            f"Ranges of {relay.RANGE >> 20} MiB travel in {['no', 'one', 'two', 'three', 'four'][relay.STREAMS]}"
+            f"Ranges of {take.RANGE >> 20} MiB travel in {['no', 'one', 'two', 'three', 'four'][take.STREAMS]}"
             in self.TEXT
         )
 

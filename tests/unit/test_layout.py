@@ -91,7 +91,7 @@ def test_what_a_node_is_sent_to_fetch_models_imports_nothing_but_the_standard_li
     }
     assert {name for name in imported if name.startswith("deploy")} <= {
         ONNODE,
-        *(f"{ONNODE}.{one}" for one in ("files", "web")),
+        *(f"{ONNODE}.{one}" for one in ("files", "offer", "web")),
     }
     assert set.union(*(module.tops() for module in sent)) <= sys.stdlib_module_names | {"deploy"}
 
