@@ -349,3 +349,22 @@ def test_a_guard_that_forbids_to_go_on_ends_the_plan_before_the_next_stage_and_u
         apply(undone(*stages, undo={"switch": [run("a", "touch", str(tmp_path / "back"))]}), guarded)
     assert done == ["one"]
     assert (tmp_path / "back").exists()
+def test_what_is_written_is_never_readable_by_others_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(_: object, temporary: str, *__: object, **___: object) -> None:
+        seen.append(Path(temporary).stat().st_mode & 0o777)
+        Path(temporary).unlink()
+
+    monkeypatch.setattr("core.local.install", look)
+    LocalHost("a", SudoPassword(None)).write(PurePosixPath(tmp_path / "x"), "secret", mode=0o600)
+    assert seen == [0o600]
+
+
+def test_a_file_has_the_mode_that_was_asked_for(tmp_path: Path) -> None:
+    for mode in (0o600, 0o644):
+        path = tmp_path / f"{mode:o}"
+        LocalHost("a", SudoPassword(None)).write(PurePosixPath(path), "text", mode=mode)
+        assert (path.stat().st_mode & 0o777, path.read_text()) == (mode, "text")

@@ -120,6 +120,13 @@ def test_contents_can_be_left_out() -> None:
     assert "secret line" not in as_text(plan_of(write), contents=False)
 
 
+def test_a_secret_content_is_shown_to_nobody() -> None:
+    write = Write(**COMMON, path=PurePosixPath("/a"), content="secret line\n", secret=True)
+    shown = as_text(plan_of(write)) + json.dumps(as_data(plan_of(write))) + repr(write) + command_of(write)
+    assert "secret line" not in shown
+    assert "12 bytes" in shown
+
+
 def test_a_file_of_40_lines_is_shown_whole_and_of_a_longer_one_the_beginning() -> None:
     def shown(lines: int) -> list[str]:
         content = "".join(f"line {number}\n" for number in range(lines))
