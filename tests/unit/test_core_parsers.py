@@ -258,6 +258,7 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "history": parsers.history,
     "disk_used": parsers.disk_used,
     "record": parsers.record,
+    "record_or_none": parsers.record_or_none,
     "token_came": parsers.token_came,
 }
 NEARLY = st.lists(

@@ -210,6 +210,7 @@ class TestFaults:
         ("part", "change", "says"),
         [
             ("/revision/", lambda _: Reply(200, b"<html>"), "no JSON"),
+            ("/revision/", lambda _: Reply(200, b"[" * 100_000), "no JSON"),
             ("/revision/", lambda _: as_json({"sha": "main"}), "names no commit"),
             ("/tree/", lambda _: as_json({"error": "x"}), "list of files is none"),
             ("/tree/", lambda _: as_json([{"type": "file", "path": "a", "size": 3}]), "no size or no hash for 'a'"),

@@ -153,7 +153,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return a model's manifest; an empty one where there is none that can be read."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -125,7 +125,7 @@ class Client:
                 raise Refused("hub", "its list of files is larger than 64 MiB", "look at the repository by hand")
             try:
                 return json.loads(body), answer.headers
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 where = urlsplit(url).hostname
                 raise Refused(
                     "hub", f"{where} answers something that is no JSON", "check HF_ENDPOINT, proxies"
