@@ -25,9 +25,10 @@ from core.choice import chosen_cluster, cluster_of_stack, stack_of, this_host
 from core.command import Options, command, converge
 from core.config import Cluster, Stack
 from core.errors import UsageError
-from core.facts import Facts, Question, look_here
+from core.facts import Facts, look_here
 from core.mistakes import nearest
 from core.plan import Plan, make_plan
+from core.question import Question
 from core.screen import Screen
 from wheels.manifest import folder, load
 from wheels.target import Target, common_target, target_of

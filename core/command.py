@@ -17,11 +17,12 @@ from invoke.exceptions import Exit
 from core.apply import Context, Journal, apply
 from core.config import WORK, Cluster
 from core.errors import Interrupted, NotConverged, SparkstackError
-from core.facts import Facts, Question, gather, load_captures, require_nodes
+from core.facts import Facts, gather, load_captures, require_nodes
 from core.host import CONTROLLER
 from core.lock import locked
 from core.nodelock import held
 from core.plan import Call, Plan, Report, as_data, as_text, make_plan
+from core.question import Question
 from core.remote import Hosts
 from core.screen import Screen
 

@@ -139,14 +139,16 @@ class PublishRefused(SparkstackError):
     exit_code = 35
 
 
-class InUse(SparkstackError):
-    """Something would be removed that still runs."""
-
-    exit_code = 37
 class ModelRefused(SparkstackError):
     """A model on a node, or on its way there, is damaged."""
 
     exit_code = 36
+
+
+class InUse(SparkstackError):
+    """Something would be removed that still runs."""
+
+    exit_code = 37
 
 
 class NotServing(SparkstackError):

@@ -7,10 +7,8 @@ exactly as the node itself would, and captured outputs are the parsers' test dat
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,20 +17,14 @@ from time import time
 from typing import Any
 
 from core import condition, parsers
-from core.config import WORK, Address, Cluster, Node, Profile, Subnet
+from core.config import WORK, Address, Cluster, Node, Subnet
 from core.errors import ConfigError, FactsError
 from core.host import CONTROLLER, Host, SudoPassword
 from core.local import LocalHost
 from core.probe import probe_argv
+from core.question import Question, machine_request, probe_request
 from core.reader import Capture, Reader
 from core.remote import Hosts
-
-UNITS = "sparkstack-*"
-INSTALL_UNIT = "sparkstack-install"
-MODEL_MANIFEST = "sparkstack-model.json"
-"""Beside the files of a model that was fetched: deploy/models/onnode/files.py says what is in it."""
-CUDA = "/usr/local/cuda"
-"""Where NVIDIA's packages and installers put the toolkit, or a link to it."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +95,6 @@ Facts = Mapping[str, NodeFacts]
 """Facts of all nodes, by node name."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a probe asks beyond the machine itself: a profile's model, packages, and how to ask the head for a token.
-
-    ``whole`` asks for the node's condition as well (core/condition.py).
-    """
-
-    profile: Profile | None = None
-    packages: tuple[str, ...] = ()
-    token_argv: tuple[str, ...] = ()
-    inventory: bool = False
-    """Whether to count the disk that releases use, and to read which wheels they name."""
-    whole: bool = False
-
-
 def gather(hosts: Hosts, cluster: Cluster, question: Question) -> Captures:
     """Probe all nodes at once and return the captures. Raises what the hosts raise, and FactsError."""
     with ThreadPoolExecutor(len(cluster.nodes)) as pool:
@@ -185,110 +162,16 @@ def require_nodes(facts: Facts, nodes: tuple[Node, ...]) -> None:
         )
 
 
-def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str, Any]:
-    """Return what the probe is asked: {"commands": {fact: argv}, "files": {fact: [glob]}}. Pure."""
-    root = cluster.root
-    model = model_folder(cluster, question.profile) if question.profile else PurePosixPath(root / "models/-")
-    token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
-    machine = _machine_request(root, question.packages)
-    more = condition.request(cluster, node, model) if question.whole else {"commands": {}, "files": {}}
-    return {
-        "ours": rf"{re.escape(str(root))}/|ray::|raylet|gcs_server|VLLM::",
-        "commands": {
-            **machine["commands"],
-            **more["commands"],
-            "addresses": ["ip", "-br", "addr"],
-            "root": ["stat", "-c", "%U", str(root)],
-            "wheels": ["find", f"{root}/wheels", "-maxdepth", "1", "-name", "*.whl", "-printf", "%f %s\n"],
-            "releases": ["find", f"{root}/releases", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
-            "builds": ["find", f"{root}/build", "-mindepth", "3", "-maxdepth", "3", "-path", "*/out/result.json"],
-            "current": ["readlink", f"{root}/current"],
-            "history": ["cat", f"{root}/history.jsonl"],
-            "model": ["find", "-L", str(model), "-maxdepth", "1", "-type", "f", "-printf", "%f %s\n"],
-            "units": ["systemctl", "show", UNITS, "-p", ",".join(parsers.UNIT_PROPERTIES)],
-            "install": ["systemctl", "show", INSTALL_UNIT, "-p", ",".join(parsers.UNIT_PROPERTIES)],
-            "processes": ["ps", "-eww", "-o", "pid=,user:32=,args="],
-            "listening": ["ss", "-Hltn"],
-            "entries": ["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
-            **(_disk_request(root) if question.inventory else {}),
-            **token,
-        },
-        "files": {
-            **machine["files"],
-            **more["files"],
-            "mtu": ["/sys/class/net/*/mtu"],
-            "hca_nets": ["/sys/class/infiniband/*/device/net/*/operstate"],
-            "speed": ["/sys/class/net/*/speed"],
-            "complete": [f"{root}/releases/*/complete.json"],
-            **({"locks": [f"{root}/releases/*/stack.lock"]} if question.inventory else {}),
-            "model_origin": [f"{model}/sparkstack.json"],
-            "models": [f"{folder}/{MODEL_MANIFEST}" for folder in _model_folders(root, model)],
-            "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
-        },
-    }
-
-
-def _machine_request(root: Path, packages: tuple[str, ...], python: str = "python3") -> dict[str, Any]:
-    """Return what is asked of the machine itself: system, memory and disk, GPU, what builds wheels on it."""
-    dpkg = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *(packages or ("libc6",))]
-    return {
-        "commands": {
-            "uname": ["uname", "-a"],
-            "glibc": ["getconf", "GNU_LIBC_VERSION"],
-            "python": [python, "--version"],
-            "headers": [python, "-c", _HEADERS],
-            "cores": ["nproc"],
-            "disk": ["df", "-PB1", str(root), str(root.parent), "/"],
-            "gpus": ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"],
-            "cuda": [f"{CUDA}/bin/nvcc", "--version"],
-            "cuda_folder": ["readlink", "-e", CUDA],
-            "nvcc_codes": [f"{CUDA}/bin/nvcc", "--list-gpu-code"],
-            "ptxas_help": [f"{CUDA}/bin/ptxas", "--help"],
-            "gcc": ["gcc", "-dumpfullversion", "-dumpversion"],
-            "tools": ["which", *parsers.TOOLS],
-            "hcas": ["ibdev2netdev"],
-            "packages": dpkg,
-        },
-        "files": {
-            "os": ["/etc/os-release"],
-            "meminfo": ["/proc/meminfo"],
-            "cgroup": ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"],
-            "cgroup_usage": ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"],
-            "cgroup_stat": ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"],
-        },
-    }
-
-
-def _disk_request(root: Path) -> dict[str, Any]:
-    du = ["du", "--block-size=1"]
-    return {"used": [*du, "--count-links", "--max-depth=2", str(root)], "total": [*du, "--summarize", str(root)]}
-
-
-_HEADERS = "import os, sysconfig; print(os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h')))"
-
-
 def look_here(folder: Path = WORK, packages: tuple[str, ...] = ()) -> NodeFacts:
     """Probe this host as a machine that builds, with the Python we run on; free space is that of ``folder``.
 
     It has no network of a cluster and nothing that was deployed. Raises FactsError.
     """
-    machine = _machine_request(folder, packages, sys.executable)
+    machine = machine_request(folder, packages, sys.executable)
     none = {"commands": {"processes": ["true"]}, "files": {}}
     request = {"ours": "^$", **{kind: {**machine[kind], **none[kind]} for kind in ("commands", "files")}}
     capture = _probe(LocalHost(CONTROLLER, SudoPassword(None)), request)
     return parse(CONTROLLER, {**capture, "addresses": {"code": 0, "out": "lo UNKNOWN 127.0.0.1/8"}})
-
-
-def model_folder(cluster: Cluster, profile: Profile) -> PurePosixPath:
-    """Return the folder of the profile's model on every node."""
-    return PurePosixPath(cluster.root / "models" / profile.model)
-
-
-def _model_folders(root: Path, model: PurePosixPath | Path) -> Iterator[str]:
-    """Return patterns of the folders of models, and of those where one arrives."""
-    for folder in (model, root / "models/*", root / "models/*/*"):
-        yield str(folder)
-        yield str(folder.parent / f".{folder.name}.incoming")
 
 
 def _probe(host: Host, request: Mapping[str, Any]) -> Capture:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from core.config import Cluster, Node
-from core.facts import INSTALL_UNIT, Facts, NodeFacts
+from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan, megabytes
+from core.question import INSTALL_UNIT
 from deploy.environment import release_folder
 from deploy.inventory import in_order, served
 from deploy.push import wheel_folder

@@ -13,9 +13,10 @@ from pathlib import PurePosixPath
 
 from core.config import Cluster, Node, Stack
 from core.errors import ConfigError
-from core.facts import INSTALL_UNIT, NodeFacts
+from core.facts import NodeFacts
 from core.hand import NOBODY, Hand
 from core.plan import Run, Step, Write
+from core.question import INSTALL_UNIT
 from deploy.push import wheel_folder
 from wheels.manifest import Manifest, Wheel, lock_text
 

@@ -1,11 +1,9 @@
-"""Tasks of deploy/: facts, trust, probe, deploy, releases, rollback, remove."""
-"""Tasks of deploy/: facts, trust, doctor, probe, deploy."""
+"""Tasks of deploy/: facts, trust, doctor, probe, deploy, releases, rollback, remove."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge, look
 from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
-from core.facts import Facts, NodeFacts, Question, gather
+from core.facts import Facts, NodeFacts, gather
 from core.findings import refuse_unfit
 from core.hand import Hand
 from core.plan import Plan, as_text
+from core.question import Question
 from core.remote import Hosts
 from core.token import ask_argv
 from deploy import inventory
@@ -28,11 +27,10 @@ from deploy import probe as rates
 from deploy import trust as keys
 from deploy.authenticity import signed_release
 from deploy.collect import LEAST, plan_collect
-from deploy.doctor import examine
-from deploy.removal import plan_remove
-from deploy.rollback import plan_rollback, wanted_release
 from deploy.doctor import diagnose, examine
 from deploy.page import as_data, case_of, exit_code, page
+from deploy.removal import plan_remove
+from deploy.rollback import plan_rollback, wanted_release
 from deploy.rollout import plan_deploy, plan_unbuilt
 from wheels.manifest import damaged, load
 from wheels.target import common_target

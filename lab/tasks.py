@@ -11,8 +11,8 @@ from invoke.tasks import task
 from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge, mend
 from core.config import load_profile
-from core.facts import Question
 from core.plan import Report
+from core.question import Question
 from core.screen import Screen
 from lab import demo as walk
 from lab import lifecycle, pending

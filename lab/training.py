@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 
 from core.config import WORK, Cluster, Node, Profile, Stack
 from core.errors import UnfitNode
-from core.facts import Facts, NodeFacts, model_folder
+from core.facts import Facts, NodeFacts
 from core.plan import Plan, Pull, Push, Run, Step, make_plan
+from core.question import model_folder
 from lab.model import QUESTIONS, TRAINER
 
 TRAINING_TIMEOUT = 300

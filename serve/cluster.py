@@ -16,8 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from core.config import Cluster, Node, Profile, Stack
 from core.errors import ConfigError, UnfitNode, UsageError
-from core.facts import Facts, NodeFacts, model_folder
+from core.facts import Facts, NodeFacts
 from core.ports import same_port
+from core.question import model_folder
 from deploy.environment import interpreter
 
 RAY_HEAD, RAY_WORKER, VLLM = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm"

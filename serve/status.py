@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from core.config import Cluster, Node, Profile
-from core.facts import NodeFacts, Question, gather
+from core.facts import NodeFacts, gather
+from core.question import Question
 from core.remote import Hosts
 from core.token import ask_argv
 from serve import ray

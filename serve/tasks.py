@@ -13,8 +13,9 @@ from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, converge
 from core.config import Cluster, Stack, load_profile
 from core.errors import NotServing, UnfitNode
-from core.facts import Facts, Question, gather
+from core.facts import Facts, gather
 from core.plan import Plan
+from core.question import Question
 from core.remote import Hosts
 from core.token import ask_argv
 from serve import logs as journals

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from core.facts import CUDA
 from core.findings import Finding, Severity
+from core.question import CUDA
 from deploy.checks.case import Case
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}

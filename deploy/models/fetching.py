@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from core.config import ROOT, Cluster, Node, Profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, SparkstackError, UnfitNode, UsageError
-from core.facts import Facts, NodeFacts, model_folder
+from core.facts import Facts, NodeFacts
 from core.plan import Job, Plan, Poll, Push, Run, Step, Write, make_plan
+from core.question import model_folder
 from core.root import root_steps
 
 SCRIPTS = ROOT / "deploy" / "models" / "onnode"

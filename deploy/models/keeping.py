@@ -14,10 +14,11 @@ from rich.table import Table
 
 from core.config import Cluster, Profile
 from core.errors import CommandFailed, ModelRefused, UsageError
-from core.facts import Facts, model_folder
+from core.facts import Facts
 from core.findings import Finding, refuse_unfit
 from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
+from core.question import model_folder
 from core.remote import Hosts
 from deploy.models.fetching import PACKAGE, RUNNING, SCRIPTS, UNIT, said
 

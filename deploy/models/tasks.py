@@ -13,7 +13,7 @@ from invoke.tasks import task
 from core.choice import chosen_cluster
 from core.command import Options, answer, answer_json, command, converge, look
 from core.config import Cluster, Profile, load_profile
-from core.facts import Question
+from core.question import Question
 from core.remote import Hosts
 from core.screen import Screen
 from deploy.models import keeping

@@ -349,6 +349,8 @@ def test_a_guard_that_forbids_to_go_on_ends_the_plan_before_the_next_stage_and_u
         apply(undone(*stages, undo={"switch": [run("a", "touch", str(tmp_path / "back"))]}), guarded)
     assert done == ["one"]
     assert (tmp_path / "back").exists()
+
+
 def test_what_is_written_is_never_readable_by_others_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,9 @@ from core import apply, command, config
 from core.command import Options, converge, mend
 from core.config import Cluster, load_cluster
 from core.errors import FactsError, Interrupted, NotConverged, UnfitNode
-from core.facts import Facts, Question
+from core.facts import Facts
 from core.plan import Call, Plan, make_plan
+from core.question import Question
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, lab_captures
 
 

@@ -18,23 +18,13 @@ from hypothesis import strategies as st
 
 from core.config import Address, Subnet, load_cluster, load_profile
 from core.errors import ConfigError, FactsError
-from core.facts import (
-    Captures,
-    NodeFacts,
-    Question,
-    gather,
-    load_captures,
-    look_here,
-    model_folder,
-    parse,
-    probe_request,
-    require_nodes,
-)
+from core.facts import Captures, NodeFacts, gather, load_captures, look_here, parse, require_nodes
 from core.host import SudoPassword
 from core.local import LocalHost
 from core.parsers import Toolchain
 from core.probe import probe_argv
 from core.process import Completed, run
+from core.question import Question, model_folder, probe_request
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, lab_captures, spark_captures
 
 NEEDED = ["uname", "glibc", "python", "cores", "disk", "addresses"]

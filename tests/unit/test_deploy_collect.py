@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import Cluster
-from core.facts import INSTALL_UNIT, NodeFacts
+from core.facts import NodeFacts
 from core.parsers import Process, Taken
 from core.plan import Run
 from core.process import run
+from core.question import INSTALL_UNIT
 from deploy.collect import plan_collect, staying, unneeded_wheels
 from deploy.environment import install_argv
 from deploy.switch import previous

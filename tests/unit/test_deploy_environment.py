@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from core.facts import INSTALL_UNIT, NodeFacts
+from core.facts import NodeFacts
 from core.hand import Hand
 from core.plan import Run, Step, Write, command_of
 from core.process import run
+from core.question import INSTALL_UNIT
 from deploy.environment import check_steps, install_steps, interpreter
 from tests.unit.samples import cpu, lab_facts, local, manifest, unit, wheel
 

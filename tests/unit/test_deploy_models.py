@@ -14,10 +14,11 @@ import pytest
 import tasks
 from core.config import ROOT, Profile, load_cluster, load_profile
 from core.errors import CommandFailed, ModelRefused, RegistryRefused, UnfitNode, UsageError
-from core.facts import MODEL_MANIFEST, NodeFacts, Question, parse, probe_request
+from core.facts import NodeFacts, parse
 from core.host import Host
 from core.plan import Job, Plan, Poll, Write, as_data, as_text, command_of
 from core.process import Completed
+from core.question import MODEL_MANIFEST, Question, probe_request
 from deploy.models import keeping
 from deploy.models.fetching import HUBS, PORT, SERVER, UNIT, Wanted, failure, plan_fetch, wanted
 from deploy.models.onnode import take

@@ -18,10 +18,8 @@ import build.tasks
 import deploy.tasks
 import tasks
 from core import apply, command, config
-from core.errors import BuildFailed, InUse, UnfitNode, UsageError
+from core.errors import BuildFailed, Doubtful, InUse, UnfitNode, UsageError
 from core.plan import Call, make_plan
-from core.errors import BuildFailed, Doubtful, UnfitNode, UsageError
-from core.plan import make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
 
@@ -51,28 +49,13 @@ COMMANDS = {
     *(f"lab.{name}" for name in ("up", "down", "status", "cut", "heal", "kill", "boot", "model", "clean")),
 }
 PLANNING = [
-    "build-wheels",
-    "build.bundle",
-    "deploy",
-    "serve",
-    "restart",
-    "stop",
-    "lab.model",
-    "rollback",
-    "releases",
-    "remove",
+    *("build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"),
+    *("rollback", "releases", "remove", "model.fetch", "model.remove"),
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
     *("facts", "doctor", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
-    *("wheels.inspect", "wheels.verify"),
-    "model.fetch",
-    "model.remove",
-]
-"""Commands that plan from facts of the nodes."""
-LOOKING = {
-    *("facts", "status", "logs", "chat", "probe", "lab.status", "build.unbundle", "wheels.inspect", "wheels.verify"),
-    *("model.list", "model.verify"),
+    *("wheels.inspect", "wheels.verify", "model.list", "model.verify"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -301,6 +284,8 @@ def test_a_rollback_without_a_release_before_is_refused(invoke: Invoke) -> None:
     code, _, err = invoke("rollback", *LAB)
     assert code == UnfitNode.exit_code
     assert f"no release before {LAB_RELEASE} is on every node" in err
+
+
 def test_the_doctor_refuses_machines_that_cannot_serve(invoke: Invoke) -> None:
     code, out, err = invoke("doctor", "--cluster", "local", "--facts", str(LAB_PAIR), "--profile", "qwen2.5-32b")
     assert (code, err) == (UnfitNode.exit_code, "")
