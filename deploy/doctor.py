@@ -12,7 +12,7 @@ from core.config import Cluster, Node, Stack
 from core.facts import Facts, NodeFacts
 from core.findings import Finding, Severity, apt_install
 from core.plan import megabytes
-from deploy.checks import fabric, gpu, leftovers, likeness, memory
+from deploy.checks import fabric, gpu, leftovers, likeness, memory, model
 from deploy.checks.case import Case, Check
 from wheels.manifest import Manifest
 from wheels.target import target_of
@@ -132,6 +132,7 @@ CHECKS: Mapping[str, Check] = {
     "memory": memory.available,
     "page cache": memory.page_cache,
     "model known": memory.known,
+    "model": model.revision,
     "swap": memory.swap,
     "GPU processes": leftovers.gpu_processes,
     "half a service": leftovers.half_a_service,

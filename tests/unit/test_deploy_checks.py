@@ -133,6 +133,26 @@ def test_indices_of_addresses_that_differ_are_worth_a_note() -> None:
     ]
 
 
+def test_nodes_with_different_commits_of_one_model_are_told_whatever_the_hub_calls_them() -> None:
+    nodes = healthy()
+    about = {"format": 1, "repository": "Qwen/Qwen2.5-32B-Instruct", "hub": "modelscope", "files": []}
+    for name, commit in (("gx10-beee", "a" * 40), ("gx10-c6fb", "b" * 40)):
+        path = "/home/gx10/models/Qwen2.5-32B-Instruct/sparkstack-model.json"
+        nodes[name]["models"] = {"code": 0, "files": {path: json.dumps({**about, "commit": commit})}}
+    found = diagnose(case({name: parse(name, facts) for name, facts in nodes.items()}))
+    assert [(one.check, one.finding.severity, one.finding.node, one.finding.cause) for one in found] == [
+        (
+            "model",
+            Severity.PROBLEM,
+            "gx10-c6fb",
+            (
+                "its model is Qwen/Qwen2.5-32B-Instruct at bbbbbbbbbbbb, "
+                "another node's Qwen/Qwen2.5-32B-Instruct at aaaaaaaaaaaa"
+            ),
+        )
+    ]
+
+
 def test_a_worker_that_was_started_anew_is_missed_by_its_service() -> None:
     row = next(row for row in ROWS if row["title"] == "our service runs")
     found = diagnose(case(sparks({**row, "node": "gx10-beee"})))
