@@ -1,71 +1,77 @@
 """What sparkstack can do: `invoke --list`."""
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
 from invoke.collection import Collection
 
-import build.tasks
-import deploy.models.tasks
-import deploy.tasks
-import lab.tasks
-import serve.tasks
-import wheels.tasks
+TASKS: Mapping[str, str] = {
+    "build-wheels": "build.tasks:build_wheels",
+    "publish": "wheels.tasks:publish",
+    "facts": "deploy.tasks:facts",
+    "trust": "deploy.tasks:trust",
+    "doctor": "deploy.tasks:doctor",
+    "deploy": "deploy.tasks:deploy",
+    "rollback": "deploy.tasks:rollback",
+    "releases": "deploy.tasks:releases",
+    "remove": "deploy.tasks:remove",
+    "probe": "deploy.tasks:probe",
+    "serve": "serve.tasks:serve",
+    "restart": "serve.tasks:restart",
+    "stop": "serve.tasks:stop",
+    "status": "serve.tasks:status",
+    "logs": "serve.tasks:logs",
+    "chat": "serve.tasks:chat",
+    "demo": "lab.tasks:demo",
+    "build.lock": "build.tasks:lock",
+    "build.bundle": "build.tasks:bundle",
+    "build.unbundle": "build.tasks:unbundle",
+    "build.stop": "build.tasks:stop",
+    "wheels.extract": "wheels.tasks:extract",
+    "wheels.inspect": "wheels.tasks:inspect",
+    "wheels.sign": "wheels.tasks:sign",
+    "wheels.verify": "wheels.tasks:verify",
+    "lab.up": "lab.tasks:up",
+    "lab.down": "lab.tasks:down",
+    "lab.clean": "lab.tasks:clean",
+    "lab.status": "lab.tasks:status",
+    "lab.cut": "lab.tasks:cut",
+    "lab.heal": "lab.tasks:heal",
+    "lab.kill": "lab.tasks:kill",
+    "lab.boot": "lab.tasks:boot",
+    "lab.model": "lab.tasks:model",
+    "model.fetch": "deploy.models.tasks:fetch",
+    "model.list": "deploy.models.tasks:list_models",
+    "model.verify": "deploy.models.tasks:verify",
+    "model.remove": "deploy.models.tasks:remove",
+}
+"""What is said on the command line, to module and function."""
 
-ns = Collection(
-    build.tasks.build_wheels,
-    wheels.tasks.publish,
-    deploy.tasks.facts,
-    deploy.tasks.trust,
-    deploy.tasks.doctor,
-    deploy.tasks.deploy,
-    deploy.tasks.rollback,
-    deploy.tasks.releases,
-    deploy.tasks.remove,
-    deploy.tasks.probe,
-    serve.tasks.serve,
-    serve.tasks.restart,
-    serve.tasks.stop,
-    serve.tasks.status,
-    serve.tasks.logs,
-    serve.tasks.chat,
-    lab.tasks.demo,
-)
-ns.add_collection(
-    Collection(
-        "build",
-        build.tasks.lock,
-        build.tasks.bundle,
-        build.tasks.unbundle,
-        build.tasks.stop,
-    )
-)
-ns.add_collection(
-    Collection(
-        "wheels",
-        wheels.tasks.extract,
-        wheels.tasks.inspect,
-        wheels.tasks.sign,
-        wheels.tasks.verify,
-    )
-)
-ns.add_collection(
-    Collection(
-        "lab",
-        lab.tasks.up,
-        lab.tasks.down,
-        lab.tasks.clean,
-        lab.tasks.status,
-        lab.tasks.cut,
-        lab.tasks.heal,
-        lab.tasks.kill,
-        lab.tasks.boot,
-        lab.tasks.model,
-    )
-)
-ns.add_collection(
-    Collection(
-        "model",
-        deploy.models.tasks.fetch,
-        deploy.models.tasks.list_models,
-        deploy.models.tasks.verify,
-        deploy.models.tasks.remove,
-    )
-)
+
+def asked(words: Sequence[str]) -> Mapping[str, str]:
+    """Return the tasks that a command line can mean: to load all of them takes longer than many a command.
+
+    All of them unless it begins with one, and no word of it asks for the list.
+    """
+    if not words or words[0] not in TASKS or any(word.startswith(("-l", "--list", "--complete")) for word in words):
+        return TASKS
+    return {name: place for name, place in TASKS.items() if name in words}
+
+
+def collection(wanted: Mapping[str, str]) -> Collection:
+    """Load the tasks; a name with a dot lies in a collection of its own."""
+    rooms: dict[str, Collection] = {"": Collection()}
+    for name, place in wanted.items():
+        room, _, own = name.rpartition(".")
+        module, _, function = place.partition(":")
+        rooms.setdefault(room, Collection(room)).add_task(getattr(import_module(module), function), name=own)
+    top = rooms.pop("")
+    for one in rooms.values():
+        top.add_collection(one)
+    return top
+
+
+ns = collection(asked(sys.argv[1:]))

@@ -103,6 +103,20 @@ def test_the_list_names_every_command(invoke: Invoke) -> None:
     assert listed == COMMANDS == set(tasks.ns.task_names)
 
 
+@pytest.mark.parametrize(
+    ("words", "loaded"),
+    [
+        (["deploy", "--dry-run"], {"deploy"}),
+        (["stop", "serve", "--cluster", "x"], {"stop", "serve"}),
+        (["model.list", "--json"], {"model.list"}),
+        *((words, COMMANDS) for words in ([], ["--list"], ["deploy", "-l"], ["--help", "deploy"], ["deplyo", "serve"])),
+    ],
+)
+def test_a_command_line_loads_the_tasks_that_it_names_or_all(words: list[str], loaded: set[str]) -> None:
+    assert set(tasks.asked(words)) == loaded
+    assert set(tasks.collection(tasks.asked(words)).task_names) == loaded
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_says_what_it_does_and_each_flag_too(name: str) -> None:
     doc = inspect.getdoc(task(name)) or ""
