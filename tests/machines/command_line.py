@@ -17,6 +17,8 @@ from typing import IO
 
 MARK = "SPARKSTACK_TEST_RUN"
 """Environment variable that every process of one command carries, however far it has come from its parent."""
+DEFAULT_SIGNALS = ("env", "--default-signal=INT")
+"""Tests that run in a shell's background ignore Ctrl-C, and what they start would inherit that."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class CommandLine:
         mark = secrets.token_hex(8)
         arguments = (*words, f"--cluster={self.cluster}") if self.cluster else words
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("invoke")), *arguments],
+            [*DEFAULT_SIGNALS, str(Path(sys.executable).with_name("invoke")), *arguments],
             cwd=self.checkout,
             env={**os.environ, MARK: mark, **(environment or {})},
             stdin=subprocess.DEVNULL,
