@@ -35,7 +35,7 @@ def test_a_machine_on_which_something_runs_keeps_everything(lab: Lab, invoke: Co
     invoke.works("stop")
     before = entries(lab, A)
     with running(lab, B):
-        assert_refused(invoke("remove", "--yes"), 29, f"{B}: it still runs sparkstack-vllm", "--stop")
+        assert_refused(invoke("remove", "--yes"), 37, f"{B}: it still runs sparkstack-vllm", "--stop")
     assert entries(lab, A) == before
 
 
