@@ -54,8 +54,13 @@ if lacking:
     os.unlink(folder + "/complete.json")
     sys.exit(f"{len(lacking)} of {len(wanted)} wheels are not installed: " + " ".join(lacking[:10]))
 """
-# a Python that does not even start (the system's was replaced) cannot take the record away itself
-_CHECK = '"$1" -I -c "$2" "$3"; code=$?; [ $code -lt 126 ] || rm -f "$3/complete.json"; exit $code'
+# A Python that does not even start (the system's was replaced: 126, 127, or a signal for what it did itself) cannot
+# take the record away itself. One that was ended from outside, as when our connection is lost, says nothing of it.
+_CHECK = """
+"$1" -I -c "$2" "$3"; code=$?
+case $code in 126|127|132|134|135|139) rm -f "$3/complete.json";; esac
+exit $code
+"""
 
 
 @dataclass(frozen=True)
