@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from core.config import ROOT, Cluster, Node, Profile
@@ -23,8 +23,10 @@ from core.plan import Job, Plan, Poll, Push, Run, Step, Write, make_plan
 from core.question import model_folder
 from core.root import root_steps
 
-SCRIPTS = ROOT / "deploy" / "models" / "onnode"
 PACKAGE = "deploy.models.onnode"
+PACKAGES = (PACKAGE, "deploy.onnode")
+"""What is sent to a node: the work on models, and what it stands on."""
+
 HUBS = {
     "huggingface": ("HF_ENDPOINT", "HF_TOKEN"),
     "modelscope": ("MODELSCOPE_ENDPOINT", "MODELSCOPE_DOMAIN", "MODELSCOPE_API_TOKEN"),
@@ -155,23 +157,31 @@ def plan_fetch(wanted: Wanted, on: Node, facts: Facts) -> Plan:
 def _prepare(wanted: Wanted, seen: NodeFacts) -> Iterator[Step]:
     if wanted.runs_on(seen):
         return
-    scripts = tuple(sorted(SCRIPTS.glob("*.py")))
-    place = wanted.tools / PACKAGE.replace(".", "/")
+    places = [place for place, _ in scripts(wanted.cluster)]
     yield from root_steps(wanted.cluster, seen)
     yield Run(
         node=seen.name,
         title="make the folders",
         reason="the model goes there",
-        argv=("mkdir", "-p", str(place), str(wanted.target.parent)),
+        argv=("mkdir", "-p", *map(str, places), str(wanted.target.parent)),
         hint=f"make {wanted.target.parent} on the node, owned by {wanted.cluster.user}",
     )
-    yield Push(
-        node=seen.name,
-        title="send the scripts that do the work there",
-        reason="a node needs nothing but its own python3",
-        sources=scripts,
-        destination=place,
-        size=sum(script.stat().st_size for script in scripts),
+    for place, sent in scripts(wanted.cluster):
+        yield Push(
+            node=seen.name,
+            title=f"send {len(sent)} scripts that do the work there",
+            reason="a node needs nothing but its own python3",
+            sources=sent,
+            destination=place,
+            size=sum(script.stat().st_size for script in sent),
+        )
+
+
+def scripts(cluster: Cluster) -> tuple[tuple[PurePosixPath, tuple[Path, ...]], ...]:
+    """Return where the scripts go on a node, and which."""
+    folders = [package.replace(".", "/") for package in PACKAGES]
+    return tuple(
+        (PurePosixPath(cluster.root / "tools" / one), tuple(sorted((ROOT / one).glob("*.py")))) for one in folders
     )
 
 

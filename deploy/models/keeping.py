@@ -20,7 +20,7 @@ from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
 from core.question import model_folder
 from core.remote import Hosts
-from deploy.models.fetching import PACKAGE, RUNNING, SCRIPTS, UNIT, said
+from deploy.models.fetching import PACKAGE, RUNNING, UNIT, said, scripts
 
 VERIFY_TIMEOUT = 4 * 3600
 SERVICE = "sparkstack-vllm"
@@ -107,9 +107,9 @@ def verify(cluster: Cluster, hosts: Hosts, models: list[Kept], on_line: Callable
 
 def _verified(cluster: Cluster, host: Host, model: Kept, on_line: Callable[[str], None]) -> dict[str, Any]:
     tools = PurePosixPath(cluster.root / "tools")
-    place = tools / PACKAGE.replace(".", "/")
-    host.run(("mkdir", "-p", str(place)))
-    host.push(tuple(sorted(SCRIPTS.glob("*.py"))), place, lambda _: None)
+    for place, sent in scripts(cluster):
+        host.run(("mkdir", "-p", str(place)))
+        host.push(sent, place, lambda _: None)
     argv = ("env", f"--chdir={tools}", "python3", "-E", "-s", "-m", f"{PACKAGE}.verify", model.folder)
     done = host.run(
         argv, check=False, timeout=VERIFY_TIMEOUT, on_line=lambda line: on_line(f"{model.node}: {model.folder}: {line}")

@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 
 from core.config import ROOT
 from core.process import run
+from deploy.models.fetching import PACKAGES
 from deploy.models.onnode import fetch, files, hubs, web
-from deploy.models.onnode.files import Entry, Refused
+from deploy.models.onnode.files import Entry
+from deploy.onnode import common
+from deploy.onnode.common import Refused
 from tests.unit.faultyserver import Asked, Reply, changed, cut, serving, status, whole
 from tests.unit.modelhub import COMMIT, FILES, OLDER, REPOSITORY, Hub, Running, as_json, running, sha256
 
@@ -36,8 +39,8 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(spelled, raising=False)
     for name in ("HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN"):
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(web, "PAUSE", 0.001)
-    monkeypatch.setattr(files, "MARGIN", 0)
+    monkeypatch.setattr(common, "PAUSE", 0.001)
+    monkeypatch.setattr(common, "MARGIN", 0)
 
 
 @pytest.fixture
@@ -144,7 +147,7 @@ class TestFaults:
     def test_a_second_run_goes_on_where_the_first_one_was_ended(
         self, node: Running, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(web, "TRIES", 1)
+        monkeypatch.setattr(common, "TRIES", 1)
         node.cdn.fail(LARGE, cut(100_000))
         assert refused(node.told()).kind == "network"
         assert not node.target.exists()
@@ -178,7 +181,7 @@ class TestFaults:
     def test_a_part_of_an_earlier_run_that_is_wrong_is_fetched_anew(
         self, node: Running, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(web, "TRIES", 1)
+        monkeypatch.setattr(common, "TRIES", 1)
         node.cdn.fail(LARGE, lambda reply: cut(100_000)(changed(5)(reply)))
         refused(node.told())
         fetch.fetch(node.told())
@@ -203,7 +206,7 @@ class TestFaults:
     def test_a_hub_that_stays_away_is_given_up_in_the_end(self, node: Running) -> None:
         node.server.fail("/revision/", status(502), times=99)
         error = refused(node.told())
-        assert (error.kind, len(node.server.asked)) == ("network", web.TRIES)
+        assert (error.kind, len(node.server.asked)) == ("network", common.TRIES)
         assert "502, 6 times in a row" in error.cause
 
     @pytest.mark.parametrize(
@@ -442,10 +445,11 @@ def test_a_list_of_modelscope_that_is_something_else_ends_in_a_refusal(data: dic
 @pytest.mark.processes
 def test_the_scripts_run_on_a_node_where_nothing_is_installed(node: Running, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
-    place = tools / "deploy" / "models" / "onnode"
-    place.mkdir(parents=True)
-    for script in (ROOT / "deploy" / "models" / "onnode").glob("*.py"):
-        shutil.copyfile(script, place / script.name)
+    for package in PACKAGES:
+        place = Path(package.replace(".", "/"))
+        (tools / place).mkdir(parents=True)
+        for script in (ROOT / place).glob("*.py"):
+            shutil.copyfile(script, tools / place / script.name)
     python = getattr(sys, "_base_executable", sys.executable)
     argv = [python, "-E", "-s", "-m", "deploy.models.onnode.fetch", str(request(tmp_path, node.told()))]
     done = run(argv, cwd=tools, check=False)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from deploy.models.onnode import files, offer, take, verify, web
-from deploy.models.onnode.files import Refused
+from deploy.models.onnode import files, offer, take, verify
+from deploy.onnode import calling, common, serving
+from deploy.onnode.common import Refused
 from tests.unit.modelhub import FILES, sha256
 
 SECRET = "5c" * 32
@@ -28,8 +29,8 @@ RANGES = -(-len(FILES[LARGE]) // PLACE)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(take, "RANGE", PLACE)
-    monkeypatch.setattr(web, "PAUSE", 0.001)
-    monkeypatch.setattr(files, "MARGIN", 0)
+    monkeypatch.setattr(common, "PAUSE", 0.001)
+    monkeypatch.setattr(common, "MARGIN", 0)
 
 
 def made(folder: Path) -> Path:
@@ -55,27 +56,31 @@ class Link:
 
 
 @contextmanager
-def serving(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+def offering(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
     told = {"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(source)}
-    with offer.server(told, offer.served(told)) as server:
+    offered = offer.served(told)
+    model = offered.source
+    assert isinstance(model, offer.Model)
+    with serving.server(told, offered) as server:
         link = Link({**told, "port": server.server_port})
-        real = offer._Handler._range
+        real = serving.Handler._range
 
-        def ranged(self: offer._Handler, entry: files.Entry, wanted: str) -> None:
-            link.asked.append((entry.path, wanted))
+        def ranged(self: serving.Handler, number: int, size: int, wanted: str) -> None:
+            path = model.entries[number].path
+            link.asked.append((path, wanted))
             if link.breaks:
                 link.breaks -= 1
                 self.send_response(206)
                 start, end = map(int, wanted.removeprefix("bytes=").split("-"))
                 self.send_header("Content-Length", str(end + 1 - start))
-                self.send_header("Content-Range", f"{wanted.replace('=', ' ')}/{entry.size}")
+                self.send_header("Content-Range", f"{wanted.replace('=', ' ')}/{size}")
                 self.end_headers()
-                self.wfile.write(FILES[entry.path][start:end][:1000])
+                self.wfile.write(FILES[path][start:end][:1000])
                 self.close_connection = True
                 return
-            real(self, entry, wanted)
+            real(self, number, size, wanted)
 
-        monkeypatch.setattr(offer._Handler, "_range", ranged)
+        monkeypatch.setattr(serving.Handler, "_range", ranged)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
@@ -97,7 +102,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def link(source: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
-    with serving(source, monkeypatch) as found:
+    with offering(source, monkeypatch) as found:
         yield found
 
 
@@ -131,16 +136,16 @@ class TestPull:
         self, link: Link, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(take, "STREAMS", 1)
-        monkeypatch.setattr(web, "TRIES", 1)
-        real = take.Caller.ask
+        monkeypatch.setattr(common, "TRIES", 1)
+        real = calling.Caller.ask
 
-        def ask(self: take.Caller, path: str, wanted: str = "") -> http.client.HTTPResponse:
+        def ask(self: calling.Caller, path: str, wanted: str = "") -> http.client.HTTPResponse:
             if len(link.asked) == 4:
-                raise web.Again("the link is cut")
+                raise common.Again("the link is cut")
             return real(self, path, wanted)
 
         with monkeypatch.context() as cut:
-            cut.setattr(take.Caller, "ask", ask)
+            cut.setattr(calling.Caller, "ask", ask)
             assert refused(link.to(target)).kind == "network"
         assert not target.exists()
         take.take(link.to(target))
@@ -169,7 +174,7 @@ class TestPull:
     def test_a_file_that_shrank_at_the_source_ends_in_an_error(
         self, link: Link, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(web, "TRIES", 2)
+        monkeypatch.setattr(common, "TRIES", 2)
         (source / LARGE).write_bytes(b"short")
         assert refused(link.to(target)).kind == "network"
 
@@ -192,14 +197,14 @@ class TestSecret:
         connection.close()
 
     def test_a_code_is_good_for_its_own_request_only(self, link: Link) -> None:
-        code = offer.code_of(SECRET, b"/file/0", b"bytes=0-1")
+        code = serving.code_of(SECRET, b"/file/0", b"bytes=0-1")
         connection = http.client.HTTPConnection("127.0.0.1", link.told["port"])
         for path, wanted, status in (
             ("/file/0", "bytes=0-1", 206),
             ("/file/1", "bytes=0-1", 403),
             ("/file/0", "bytes=0-2", 403),
         ):
-            connection.request("GET", path, headers={"Range": wanted, offer.CODE: code})
+            connection.request("GET", path, headers={"Range": wanted, serving.CODE: code})
             answer = connection.getresponse()
             answer.read()
             assert answer.status == status
@@ -217,27 +222,27 @@ class TestSecret:
     )
     def test_what_is_not_there_is_said(self, link: Link, path: str, wanted: str, status: int) -> None:
         with pytest.raises(Refused, match=f"answers {status}"):
-            take.Caller(link.told).ask(path, wanted)
+            calling.Caller(link.told).ask(path, wanted)
 
     def test_a_manifest_of_somebody_else_is_refused(
         self, link: Link, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = offer._Handler._manifest
+        real = serving.Handler._manifest
 
-        def other(self: offer._Handler) -> None:
+        def other(self: serving.Handler) -> None:
             self.served.secret, known = "11" * 32, self.served.secret
             real(self)
             self.served.secret = known
 
-        monkeypatch.setattr(offer._Handler, "_manifest", other)
+        monkeypatch.setattr(serving.Handler, "_manifest", other)
         assert "not from the other node" in refused(link.to(target)).cause
 
     def test_a_manifest_with_a_hostile_name_is_refused(
         self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with serving(source, monkeypatch) as link:
+        with offering(source, monkeypatch) as link:
             listed = [("../../evil", 1, sha256(b"x"))]
-            monkeypatch.setattr(take.Caller, "manifest", lambda _: files.manifest_text({}, listed).encode())
+            monkeypatch.setattr(calling.Caller, "manifest", lambda _: files.manifest_text({}, listed).encode())
             assert "names a file '../../evil'" in refused(link.to(target)).cause
 
 
@@ -245,7 +250,7 @@ class TestSecret:
 def test_the_server_ends_by_itself_when_nobody_asks(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offer, "IDLE", 0.2)
+    monkeypatch.setattr(serving, "IDLE", 0.2)
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(source)}))
     began = time.monotonic()

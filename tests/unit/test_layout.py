@@ -26,8 +26,8 @@ ALONE = {"build/runner.py": {"canonical"}, "deploy/verify_release.py": set(), "w
 """Copied to machines where nothing is installed: the standard library, and what is copied with them."""
 
 
-ONNODE = "deploy.models.onnode"
-"""Copied to nodes as a package: the standard library, and each other."""
+ONNODE = ("deploy.models.onnode", "deploy.onnode")
+"""Copied to nodes as packages: the standard library, and each other; the second stands on itself alone."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,19 @@ def test_what_is_copied_to_a_machine_that_builds_needs_nothing_but_the_standard_
     assert module.tops() <= sys.stdlib_module_names | ALONE[path]
 
 
-def test_what_a_node_is_sent_to_fetch_models_imports_nothing_but_the_standard_library_and_itself() -> None:
-    sent = [module for module in modules() if module.path.startswith(f"{ONNODE.replace('.', '/')}/")]
+def sent_modules(package: str) -> list[Module]:
+    return [module for module in modules() if module.path.startswith(f"{package.replace('.', '/')}/")]
+
+
+@pytest.mark.parametrize("package", ONNODE)
+def test_what_a_node_is_sent_imports_nothing_but_the_standard_library_and_itself(package: str) -> None:
+    sent = sent_modules(package)
+    own = {package, *(f"{package}.{Path(module.path).stem}" for module in sent)}
+    lower = {"deploy.onnode", *(f"deploy.onnode.{Path(module.path).stem}" for module in sent_modules("deploy.onnode"))}
     imported = {
         str(node.module) for module in sent for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)
     }
-    assert {name for name in imported if name.startswith("deploy")} <= {
-        ONNODE,
-        *(f"{ONNODE}.{one}" for one in ("files", "offer", "web")),
-    }
+    assert {name for name in imported if name.startswith("deploy")} <= own | lower
     assert set.union(*(module.tops() for module in sent)) <= sys.stdlib_module_names | {"deploy"}
 
 

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.models.onnode import files, hubs, web
-from deploy.models.onnode.files import Entry, Progress, Refused, say
+from deploy.models.onnode import files, hubs
+from deploy.models.onnode.files import Entry
+from deploy.onnode import common
+from deploy.onnode.common import Progress, Refused, say
 
 STREAMS = 4
 """Files that arrive at once."""
@@ -49,8 +51,8 @@ def main(request: Path) -> int:
     """Do what the file says; return the exit code."""
     os.umask(0o022)
     try:
-        with files.named_errors():
-            told = files.taken(request)
+        with common.named_errors():
+            told = common.taken(request)
             use_proxies(told["environment"])
             fetch(told)
     except Refused as error:
@@ -71,7 +73,7 @@ def fetch(told: Mapping[str, Any]) -> None:
     work = _work(told)
     total = sum(entry.size for entry in work.listing.files)
     at = work.listing.commit or f"as it is in {work.source}"
-    say(f"{told['repository']} at {at}: {len(work.listing.files)} files, {files.size_words(total)}")
+    say(f"{told['repository']} at {at}: {len(work.listing.files)} files, {common.size_words(total)}")
     if work.listing.left_out:
         say(f"left out, the same weights in other formats: {', '.join(work.listing.left_out)[:300]}")
     about = {key: told[key] for key in ("repository", "hub", "revision")}
@@ -98,7 +100,7 @@ def _bring_all(work: Work, total: int) -> dict[str, str]:
     _clear(work.blobs, {entry.key for entry in entries})
     present = sum(_present(work.blobs, entry) for entry in entries)
     reusable = sum(entry.size for entry in entries if _candidate(work, entry) is not None)
-    files.require_room(work.blobs, sum(entry.size for entry in entries) - present - reusable)
+    common.require_room(work.blobs, sum(entry.size for entry in entries) - present - reusable)
     with Progress(total, present).shown() as progress, ThreadPoolExecutor(STREAMS) as pool:
         jobs = {entry.key: pool.submit(_bring, work, entry, progress) for entry in entries}
         try:
@@ -125,7 +127,7 @@ def _bring(work: Work, entry: Entry, progress: Progress) -> str:
     """Have one file as a blob; return its sha256."""
     whole = work.blobs / entry.key
     if entry.digest and whole.exists():
-        return entry.digest if entry.algorithm == "sha256" else files.digests(whole)["sha256"]
+        return entry.digest if entry.algorithm == "sha256" else common.digests(whole)["sha256"]
     return _reused(work, entry, progress) or _fetched(work, entry, progress)
 
 
@@ -144,7 +146,7 @@ def _reused(work: Work, entry: Entry, progress: Progress) -> str:
         part = work.blobs / f"{entry.key}.part"
         shutil.copyfile(path, part)
         path = part
-    found = files.digests(path, progress.add)
+    found = common.digests(path, progress.add)
     if entry.digest and found[entry.algorithm] != entry.digest:
         progress.add(-entry.size)
         return ""
@@ -152,7 +154,7 @@ def _reused(work: Work, entry: Entry, progress: Progress) -> str:
     if work.source == work.target:
         os.link(path.resolve(), whole)
     else:
-        files.keep(path, whole)
+        common.keep(path, whole)
     return found["sha256"]
 
 
@@ -162,9 +164,9 @@ def _fetched(work: Work, entry: Entry, progress: Progress) -> str:
     resumed = part.exists()
     for _ in range(2 if resumed else 1):
         _stream(work, entry, part, progress)
-        found = files.digests(part)
+        found = common.digests(part)
         if found[entry.algorithm] == entry.digest:
-            files.keep(part, work.blobs / entry.key)
+            common.keep(part, work.blobs / entry.key)
             return found["sha256"]
         progress.add(-part.stat().st_size)
         part.unlink()
@@ -182,9 +184,9 @@ def _stream(work: Work, entry: Entry, part: Path, progress: Progress) -> None:
     while (have := part.stat().st_size) < entry.size:
         try:
             _once(work, entry, part, progress)
-        except web.Again as again:
+        except common.Again as again:
             failed = 0 if part.stat().st_size > have else failed + 1
-            web.pause(again, max(failed - 1, 0))
+            common.pause(again, max(failed - 1, 0))
     if have > entry.size:
         os.truncate(part, entry.size)  # an earlier run's leftover; the hash decides
 
@@ -220,12 +222,12 @@ def _require_commit(answer: http.client.HTTPResponse, commit: str) -> None:
 
 
 def _take(answer: http.client.HTTPResponse, entry: Entry, file: Any, progress: Progress) -> None:
-    buffer = memoryview(bytearray(files.BLOCK))
+    buffer = memoryview(bytearray(common.BLOCK))
     while True:
         try:
             count = answer.readinto(buffer)
         except (OSError, http.client.HTTPException) as error:
-            raise web.broken(error) from error
+            raise common.broken(error) from error
         if not count:
             break
         file.write(buffer[:count])
@@ -233,7 +235,7 @@ def _take(answer: http.client.HTTPResponse, entry: Entry, file: Any, progress: P
         if file.tell() > entry.size:
             raise Refused("hub", f"{entry.path} is longer than the hub lists", "name another hub (--from)")
     if file.tell() < entry.size:
-        raise web.Again(f"{entry.path}: the connection ended at byte {file.tell()} of {entry.size}")
+        raise common.Again(f"{entry.path}: the connection ended at byte {file.tell()} of {entry.size}")
 
 
 if __name__ == "__main__":

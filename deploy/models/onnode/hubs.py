@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
-from deploy.models.onnode.files import MANIFEST, Entry, Refused, require_names
+from deploy.models.onnode.files import MANIFEST, Entry, require_names
 from deploy.models.onnode.web import Client
+from deploy.onnode.common import Refused
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

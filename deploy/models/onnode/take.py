@@ -6,8 +6,6 @@ node but for the folder. Interrupted, it goes on with the ranges that are not th
 
 from __future__ import annotations
 
-import hmac
-import http.client
 import json
 import os
 import sys
@@ -20,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.models.onnode import files, web
-from deploy.models.onnode.files import Entry, Progress, Refused, say
-from deploy.models.onnode.offer import CODE, TIMEOUT, code_of
+from deploy.models.onnode import files
+from deploy.models.onnode.files import Entry
+from deploy.onnode import common
+from deploy.onnode.calling import Caller, copied, require_all
+from deploy.onnode.common import Progress, Refused, say
 
 STREAMS = 4
 RANGE = 64 << 20
@@ -33,62 +33,12 @@ def main(request: Path) -> int:
     """Take what the file names; return the exit code."""
     os.umask(0o022)
     try:
-        with files.named_errors():
-            take(files.taken(request))
+        with common.named_errors():
+            take(common.taken(request))
     except Refused as error:
         say(error.to_json())
         return 1
     return 0
-
-
-class Caller:
-    """Asks the server, over one connection a thread."""
-
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        self._address, self._port, self._secret = told["address"], told["port"], told["secret"]
-        self._own = threading.local()
-        self._all: list[http.client.HTTPConnection] = []
-
-    def ask(self, path: str, wanted: str = "") -> http.client.HTTPResponse:
-        """Return the answer. Raises Again where there is none, Refused where the secret is not good."""
-        headers = {CODE: code_of(self._secret, path.encode(), wanted.encode()), **({"Range": wanted} if wanted else {})}
-        try:
-            connection = self._connection()
-            connection.request("GET", path, headers=headers)
-            answer: http.client.HTTPResponse = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            self.drop()
-            raise web.broken(error) from error
-        if answer.status not in (200, 206):
-            self.drop()
-            raise Refused("access", f"the other node answers {answer.status}", "run the same command again")
-        return answer
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if not hasattr(self._own, "connection"):
-            self._own.connection = http.client.HTTPConnection(self._address, self._port, timeout=TIMEOUT)
-            self._all.append(self._own.connection)
-        found: http.client.HTTPConnection = self._own.connection
-        return found
-
-    def drop(self) -> None:
-        """Close this thread's connection; the next request opens another."""
-        if hasattr(self._own, "connection"):
-            self._own.connection.close()
-            del self._own.connection
-
-    def close(self) -> None:
-        """Close the connections of all threads."""
-        for connection in self._all:
-            connection.close()
-
-    def manifest(self) -> bytes:
-        """Return the manifest. Raises Refused where it is not from who has the secret."""
-        answer = self.ask("/manifest")
-        body = answer.read(web.LARGEST_LIST)
-        if not hmac.compare_digest(code_of(self._secret, b"manifest", body), answer.headers.get(CODE, "")):
-            raise Refused("access", "the manifest is not from the other node", "find out who answers at its address")
-        return body
 
 
 @dataclass(frozen=True)
@@ -137,7 +87,7 @@ def take(told: Mapping[str, Any]) -> None:
 
 
 def _take(caller: Caller, target: Path) -> None:
-    text: bytes = web.patiently(caller.manifest)
+    text: bytes = common.patiently(caller.manifest)
     try:
         manifest = json.loads(text)
     except ValueError as error:
@@ -163,7 +113,7 @@ def _reuse(path: Path, entry: Entry, blobs: Path) -> None:
     """Take a file that the folder has already and that is good."""
     whole = blobs / entry.key
     fits = not whole.exists() and path.is_file() and path.stat().st_size == entry.size
-    if fits and files.digests(path)["sha256"] == entry.digest:
+    if fits and common.digests(path)["sha256"] == entry.digest:
         os.link(path.resolve(), whole)
 
 
@@ -174,7 +124,7 @@ def _bring_all(caller: Caller, arrivals: Sequence[Arrival]) -> None:
     sizes = {arrival: [arrival.bounds(number) for number in arrival.missing()] for arrival in coming}
     wanted = sum(end - start for bounds in sizes.values() for start, end in bounds)
     total = sum(arrival.entry.size for arrival in arrivals)
-    files.require_room(coming[0].blobs if coming else Path("/"), wanted)
+    common.require_room(coming[0].blobs if coming else Path("/"), wanted)
     with (
         Progress(total, total - wanted).shown() as progress,
         ThreadPoolExecutor(STREAMS) as streams,
@@ -204,52 +154,34 @@ def _begin(caller: Caller, arrival: Arrival, progress: Progress, streams: Thread
     os.truncate(arrival.part, arrival.entry.size)
     lock = threading.Lock()
     for number in missing:
-        yield streams.submit(web.patiently, partial(_range, caller, arrival, number, progress, lock))
+        yield streams.submit(common.patiently, partial(_range, caller, arrival, number, progress, lock))
 
 
 def _range(caller: Caller, arrival: Arrival, number: int, progress: Progress, lock: threading.Lock) -> None:
     """Bring one range to its place in the file. Raises Again when the connection ends too early."""
     start, end = arrival.bounds(number)
-    answer = caller.ask(f"/file/{arrival.number}", f"bytes={start}-{end - 1}")
-    if answer.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{arrival.entry.size}":
-        raise Refused("damaged", f"another range of {arrival.entry.path} came than was asked for", "run it again")
+    answer = caller.file(arrival.number, start, end, arrival.entry.size)
     with arrival.part.open("r+b", buffering=0) as file:
         at = start
-        for count in _copied(answer, file.fileno(), start, end):
-            at += count
-            progress.add(count)
+        for block in copied(answer, file.fileno(), start, end):
+            at += len(block)
+            progress.add(len(block))
     answer.close()
     if at < end:
         progress.add(start - at)
-        caller.drop()
-        raise web.Again(f"{arrival.entry.path}: the connection ended at byte {at}")
+    require_all(caller, arrival.entry.path, at, end)
     with lock, arrival.record.open("a", encoding="ascii") as record:
         record.write(f"{number}\n")
 
 
-def _copied(answer: http.client.HTTPResponse, file: int, start: int, end: int) -> Iterator[int]:
-    """Write what comes into the file from ``start`` on; yield how much, until the end or a broken connection."""
-    buffer = memoryview(bytearray(files.BLOCK))
-    while start < end:
-        try:
-            count = answer.readinto(buffer[: end - start])
-        except (OSError, http.client.HTTPException):
-            return
-        if not count:
-            return
-        os.pwrite(file, buffer[:count], start)
-        start += count
-        yield count
-
-
 def _finish(arrival: Arrival) -> None:
     """Verify a file and give it its name; a wrong one is forgotten, so that the next run brings all of it."""
-    found = files.digests(arrival.part)["sha256"]
+    found = common.digests(arrival.part)["sha256"]
     if found != arrival.entry.digest:
         arrival.forget()
         cause = f"{arrival.entry.path} did not arrive as the manifest lists it"
         raise Refused("damaged", cause, "verify the other node's (invoke model.verify), then run it again")
-    files.keep(arrival.part, arrival.whole)
+    common.keep(arrival.part, arrival.whole)
     arrival.record.unlink(missing_ok=True)
 
 

@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deploy.models.onnode import files
-from deploy.models.onnode.files import Entry, Progress, Refused, say
+from deploy.models.onnode.files import Entry
+from deploy.onnode import common
+from deploy.onnode.common import Progress, Refused, say
 
 THREADS = 4
 
@@ -21,7 +23,7 @@ THREADS = 4
 def main(folder: Path) -> int:
     """Say what is damaged or missing; return the exit code."""
     try:
-        with files.named_errors():
+        with common.named_errors():
             entries = files.entries_of(files.read_manifest(folder))
             found = examine(folder, entries)
     except Refused as error:
@@ -47,7 +49,7 @@ def examine(folder: Path, entries: tuple[Entry, ...]) -> dict[str, list[str]]:
 
 
 def _is_good(folder: Path, entry: Entry, progress: Progress) -> bool:
-    return files.digests(folder / entry.path, progress.add)["sha256"] == entry.digest
+    return common.digests(folder / entry.path, progress.add)["sha256"] == entry.digest
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -19,30 +17,13 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from deploy.models.onnode.files import Refused
-
-TRIES = 6
-"""Tries without a single new byte after which it is given up."""
-
-PAUSE = 1.0
-"""Seconds before the second try; each further one waits twice as long."""
-
-LONGEST = 300.0
-"""Seconds that a server can make us wait."""
+from deploy.onnode.common import Again, Refused, broken, patiently
 
 TIMEOUT = 60
 LARGEST_LIST = 64 << 20
 AGENT = "sparkstack-model-fetch/1"
 
 Explain = Callable[[int, Message], "Refused | None"]
-
-
-class Again(Exception):
-    """Something that passes: a broken connection, a busy server. ``wait`` in seconds where the server says it."""
-
-    def __init__(self, cause: str, wait: float = 0) -> None:
-        super().__init__(cause)
-        self.wait = wait
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -132,38 +113,8 @@ class Client:
                 ) from error
 
 
-def broken(error: Exception) -> Again | Refused:
-    """Return what a failed connection means; a certificate that does not fit is nothing that passes."""
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        cause = f"the certificate is not good: {reason.verify_message}"
-        return Refused("network", cause, "check the clock of the node, proxies, and SSL_CERT_FILE")
-    return Again(str(reason) or type(error).__name__)
-
-
 def _wait(headers: Message) -> float:
     """Return the seconds that a server asks for: `Retry-After: 5`, or `RateLimit: "api";r=0;t=5`."""
     after = headers.get("Retry-After", "").strip()
     limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     return float(after) if after.isdecimal() else float(limit[1]) if limit else 0.0
-
-
-def patiently(action: Callable[[], Any]) -> Any:
-    """Return what ``action`` does, tried again while it raises Again. Raises Refused."""
-    for number in range(TRIES):
-        try:
-            return action()
-        except Again as again:
-            pause(again, number)
-    raise AssertionError("pause() ends the last try")
-
-
-def pause(again: Again, number: int) -> None:
-    """Wait before the next try; after the last one raise Refused."""
-    if number + 1 >= TRIES:
-        raise Refused(
-            "network",
-            f"{again}, {TRIES} times in a row",
-            "check the network and run it again; what has arrived is kept",
-        ) from again
-    time.sleep(min(LONGEST, again.wait or PAUSE * 2**number))

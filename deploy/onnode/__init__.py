@@ -1,0 +1,1 @@
+"""Scripts that nodes run: sent there, the standard library only."""

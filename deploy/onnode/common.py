@@ -1,0 +1,205 @@
+"""What work on a node stands on: how it is told what to do, what it says, how it ends, files that last, patience."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 20
+MARGIN = 1 << 30
+"""Bytes that stay free on the disk."""
+
+TRIES = 6
+"""Tries without a single new byte after which it is given up."""
+
+PAUSE = 1.0
+"""Seconds before the second try; each further one waits twice as long."""
+
+LONGEST = 300.0
+"""Seconds that a server can make us wait."""
+
+
+class Refused(Exception):
+    """What ends the work: its ``kind`` ("network", "hub", "access", "absent", "damaged", "disk"), cause, next move."""
+
+    def __init__(self, kind: str, cause: str, next_move: str) -> None:
+        super().__init__(cause)
+        self.kind = kind
+        self.cause = cause
+        self.next_move = next_move
+
+    def to_json(self) -> str:
+        """Return the line that the controller reads."""
+        return json.dumps({"error": self.kind, "cause": self.cause, "next": self.next_move})
+
+
+class Again(Exception):
+    """Something that passes: a broken connection, a busy server. ``wait`` in seconds where the server says it."""
+
+    def __init__(self, cause: str, wait: float = 0) -> None:
+        super().__init__(cause)
+        self.wait = wait
+
+
+def taken(request: Path) -> dict[str, Any]:
+    """Read a request and remove it: it may hold secrets. Raises Refused where it is gone."""
+    try:
+        told: dict[str, Any] = json.loads(request.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        cause = "this work has ended meanwhile, or was started without a request"
+        raise Refused("absent", cause, "run the same command again") from error
+    request.unlink()
+    return told
+
+
+def digests(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+    """Return a file's sha256, and the sha1 that git has for it as a blob."""
+    sha256 = hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    small = path.stat().st_size < 1 << 26  # larger files are in no git repository as such
+    buffer = memoryview(bytearray(BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha256.update(buffer[:count])
+            if small:
+                blob.update(buffer[:count])
+            on_bytes(count)
+    return {"sha256": sha256.hexdigest(), "git-sha1": blob.hexdigest()}
+
+
+def keep(part: Path, whole: Path) -> None:
+    """Give a verified file its name; what has a name is on the disk, also after a power loss."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(whole)
+
+
+def sync(folder: Path) -> None:
+    """Bring the names in a folder, and below it, to the disk."""
+    for path in (folder, *(found for found in folder.rglob("*") if found.is_dir())):
+        sync_folder(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def require_room(folder: Path, wanted: int) -> None:
+    """Raise Refused where the disk has no room for so many bytes and a margin."""
+    free = shutil.disk_usage(folder).free
+    if wanted and wanted + MARGIN > free:
+        raise Refused(
+            "disk",
+            f"{size_words(wanted)} are still to come and {size_words(free)} are free in {folder}",
+            "free space on the node: invoke releases --collect, or invoke model.remove",
+        )
+
+
+def size_words(size: float) -> str:
+    """Return bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class Progress:
+    """Counts bytes from several threads, and says every few seconds how far it is."""
+
+    def __init__(self, total: int, done: int = 0, interval: float = 2.0) -> None:
+        self._total, self._done, self._began, self._first = total, done, time.monotonic(), done
+        self._interval = interval
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def add(self, count: int) -> None:
+        """Count more bytes; below 0 where some have to come again."""
+        with self._lock:
+            self._done += count
+
+    def line(self) -> str:
+        """Return how far it is, the rate since it began, and the time left."""
+        rate = max(0, self._done - self._first) / max(time.monotonic() - self._began, 0.001)
+        left = f", {(self._total - self._done) / rate / 60:.0f} min left" if rate > 1 else ""
+        return f"{size_words(self._done)} of {size_words(self._total)}, {size_words(rate)}/s{left}"
+
+    @contextmanager
+    def shown(self) -> Iterator[Progress]:
+        """Say it until the block ends, and once then."""
+        thread = threading.Thread(target=self._tell, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+            say(self.line())
+
+    def _tell(self) -> None:
+        while not self._ended.wait(self._interval):
+            say(self.line())
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Turn what the disk says into Refused."""
+    try:
+        yield
+    except OSError as error:
+        cause = f"{error.filename or 'a file'}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refused("disk", f"the disk is full ({cause})", "free space on the node, then run it again") from error
+        raise Refused("disk", cause, "look at it on the node, then run the same command again") from error
+
+
+def broken(error: Exception) -> Again | Refused:
+    """Return what a failed connection means; a certificate that does not fit is nothing that passes."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        cause = f"the certificate is not good: {reason.verify_message}"
+        return Refused("network", cause, "check the clock of the node, proxies, and SSL_CERT_FILE")
+    return Again(str(reason) or type(error).__name__)
+
+
+def patiently(action: Callable[[], Any]) -> Any:
+    """Return what ``action`` does, tried again while it raises Again. Raises Refused."""
+    for number in range(TRIES):
+        try:
+            return action()
+        except Again as again:
+            pause(again, number)
+    raise AssertionError("pause() ends the last try")
+
+
+def pause(again: Again, number: int) -> None:
+    """Wait before the next try; after the last one raise Refused."""
+    if number + 1 >= TRIES:
+        raise Refused(
+            "network",
+            f"{again}, {TRIES} times in a row",
+            "check the network and run it again; what has arrived is kept",
+        ) from again
+    time.sleep(min(LONGEST, again.wait or PAUSE * 2**number))
