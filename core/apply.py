@@ -19,7 +19,23 @@ from core.config import WORK
 from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
 from core.host import Host
 from core.job import follow_job
-from core.plan import Call, Job, Later, Plan, Poll, Pull, Push, Run, Stage, Step, Write, argv_of, command_of, shortened
+from core.plan import (
+    Call,
+    Job,
+    Later,
+    Plan,
+    Poll,
+    Pull,
+    Push,
+    Run,
+    Stage,
+    Step,
+    Talk,
+    Write,
+    argv_of,
+    command_of,
+    shortened,
+)
 from core.process import Completed
 from core.remote import Hosts
 from core.screen import Row, Screen
@@ -227,7 +243,7 @@ def _noted_unit(step: Step, signals: Signals) -> Iterator[None]:
 
 def _take_line(journal: Journal, row: Row, step: Step, line: str) -> None:
     journal.line(step.node, line)
-    if isinstance(step, Call) and line.startswith(NOTE):
+    if isinstance(step, Call | Talk) and line.startswith(NOTE):
         row.say(line.removeprefix(NOTE))
     row.now(step.watch(line) if isinstance(step, Job) else line)
 
@@ -239,7 +255,7 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted
             _run(step, host, on_line)
         case Write():
             host.write(step.path, step.content, mode=step.mode, privileged=step.privileged)
-        case Push() | Pull():
+        case Push() | Pull() | Talk():
             _transfer(step, host, on_line)
         case Poll():
             _poll(step, host, on_line, interrupted)
@@ -251,7 +267,10 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted
             raise NotBuiltYet(step.title, node=step.node, next_move=f"it waits for {step.feature}")
 
 
-def _transfer(step: Push | Pull, host: Host, on_line: Callable[[str], None]) -> None:
+def _transfer(step: Push | Pull | Talk, host: Host, on_line: Callable[[str], None]) -> None:
+    if isinstance(step, Talk):
+        host.converse(step.argv, lambda conversation: step.talk(conversation, on_line))
+        return
     if isinstance(step, Push):
         host.push(step.sources, step.destination, on_line)
         return

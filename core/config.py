@@ -128,6 +128,8 @@ class Cluster(Model):
     """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
     allowed_signers: Path | None = None
     """Who may sign releases (ssh-keygen(1), ALLOWED SIGNERS), relative to the project; nodes then install no other."""
+    push: Literal["auto", "direct", "relay"] = "auto"
+    """How wheels reach the nodes: each from here, or one from here and the others from it over the fabric."""
     askpass: Path | None = None
     """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
     lab: Lab | None = None

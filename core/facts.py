@@ -81,6 +81,8 @@ class NodeFacts:
     """What the doctor looks at besides."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Folder to manifest of every model that was fetched, or is arriving; an empty one where it is damaged."""
+    store: Mapping[str, int] = field(default_factory=dict)
+    """SHA-256 to size of every file in the node's store of wheels; `.incoming/SHA256` is one that is not whole."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -233,6 +235,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         used={**reader.out("used", parsers.disk_used), **reader.out("total", parsers.disk_used)},
         locks={PurePosixPath(path).parent.name: text for path, text in reader.files("locks").items()},
         condition=condition.condition(reader),
+        store=reader.out("store", parsers.names_and_sizes),
         models={
             str(PurePosixPath(path).parent): parsers.record_or_none(text)
             for path, text in reader.files("models").items()

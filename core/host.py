@@ -15,7 +15,7 @@ from typing import Protocol
 from core import process
 from core.config import ROOT
 from core.errors import AuthenticationRefused, CommandFailed, UnfitNode
-from core.process import Completed
+from core.process import Completed, Conversation
 
 CONTROLLER = "controller"
 """The name of this host in a plan, beside the nodes' names."""
@@ -30,6 +30,9 @@ RSYNC_FLAGS = (
     "--info=progress2",
     "--no-inc-recursive",
 )
+
+BULK = ("-T", "-oCompression=no", "-oIPQoS=throughput", "-oCiphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com")
+"""For bytes in bulk: AES in hardware is cheaper than OpenSSH's first choice; where it is missing, the others follow."""
 
 
 class Held(Protocol):
@@ -72,6 +75,9 @@ class Host(Protocol):
 
     def hold(self, argv: Sequence[str]) -> Held:
         """Start ``argv`` as a process that close() of this host does not end."""
+
+    def converse(self, argv: Sequence[str], talk: Callable[[Conversation], object]) -> None:
+        """Start ``argv`` and have ``talk`` talk with it over its input and output; raise CommandFailed on a bad end."""
 
     def prepare_privileged(self) -> None:
         """Have the sudo password at hand where sudo will ask for one: asked before a live display begins."""

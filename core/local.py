@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from core import process
 from core.host import RSYNC_FLAGS, Held, OnLine, SudoPassword, checked, install, temporary_path
-from core.process import Completed
+from core.process import Completed, Conversation
 
 
 class LocalHost:
@@ -58,6 +58,10 @@ class LocalHost:
     def hold(self, argv: Sequence[str]) -> Held:
         """Start ``argv`` here, beside us."""
         return process.Piped(argv)
+
+    def converse(self, argv: Sequence[str], talk: Callable[[Conversation], object]) -> None:
+        """Start ``argv`` here and have ``talk`` talk with it."""
+        checked(self.name, process.converse(argv, talk))
 
     def prepare_privileged(self) -> None:
         """Have the sudo password at hand where sudo will ask for one."""

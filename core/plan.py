@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeAlias
 
-from core.process import Completed
+from core.process import Completed, Conversation
 
 
 class Report(Protocol):
@@ -100,6 +100,17 @@ class Call(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Talk(Common):
+    """Talk with a process on the node over its input and output; ``shown`` says it in words, ``talk`` does it."""
+
+    argv: tuple[str, ...]
+    shown: str
+    talk: Callable[[Conversation, Report], object] = field(compare=False)
+    size: int = 0
+    """Bytes that have to travel."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job(Common):
     """Long work: a process of this host or, with ``unit``, a transient unit of the node that outlives our connection.
 
@@ -138,7 +149,7 @@ class Later(Common):
         return f"comes first: {self.feature}" if self.exists else f"not built yet: {self.feature}"
 
 
-Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Job | Later
+Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Talk | Job | Later
 
 
 @dataclass(frozen=True)
@@ -208,7 +219,7 @@ def command_of(step: Step, *, whole: bool = True) -> str:
             return f"rsync {step.node}:{step.source}/ to {step.destination}"
         case Poll():
             return f"every {step.interval:g} s, up to {step.timeout:g} s: {sudo}{_joined(step.argv, whole=whole)}"
-        case Call() | Later():
+        case Call() | Talk() | Later():
             return step.shown
 
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
 import shlex
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Timer
+from typing import Any
 
 from core.errors import CommandFailed
 
 GRACE = 10
 """Seconds between SIGTERM and SIGKILL."""
+
+PIPE = 1 << 20
+"""Bytes that a pipe holds of what is sent."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +168,90 @@ class Piped:
             self._process.communicate()
 
 
+class Conversation:
+    """A process beside us that says lines, and is sent bytes as fast as it takes them.
+
+    What is sent to one that has ended raises BrokenPipeError.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = tuple(argv)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the conversation
+        try:
+            self._process = subprocess.Popen(
+                self._argv,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise _not_started(argv, error) from error
+        _running.add(self._process)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input = self._process.stdin
+        self._output = io.BufferedReader(self._process.stdout)  # type: ignore[type-var]
+        fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, PIPE)
+
+    def line(self) -> str:
+        """Return the next line that it says; empty at its end."""
+        return self._output.readline().decode(errors="replace")
+
+    def send(self, data: bytes) -> None:
+        """Send all of this."""
+        view = memoryview(data)
+        while view:
+            view = view[self._input.write(view) or 0 :]
+
+    def send_file(self, path: Path, start: int, end: int, on_bytes: Callable[[int], None]) -> None:
+        """Send the bytes of a file from ``start`` up to ``end``, past our own memory. Raises OSError, EOFError."""
+        with path.open("rb") as file:
+            while start < end:
+                sent = os.sendfile(self._input.fileno(), file.fileno(), start, min(end - start, PIPE))
+                if not sent:
+                    raise EOFError(f"{path} has ended at byte {start}")
+                start += sent
+                on_bytes(sent)
+
+    def ended(self) -> Completed:
+        """End what it is sent, and wait for its end; a process that stays is killed. What it still said is left out."""
+        self._input.close()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            _end_group(self._process)
+        finally:
+            _running.discard(self._process)
+            self._output.close()
+        with self._errors as errors:
+            errors.seek(0)
+            said = errors.read(1 << 20).decode(errors="replace")
+        return Completed(self._argv, self._process.returncode, "", said)
+
+
+def converse(argv: Sequence[str], talk: Callable[[Conversation], object]) -> Completed:
+    """Start ``argv``, have ``talk`` talk with it, and return it ended; that it ends in the middle is no error here."""
+    conversation = Conversation(argv)
+    try:
+        talk(conversation)
+    except BrokenPipeError:
+        return conversation.ended()
+    except BaseException:
+        conversation.ended()
+        raise
+    return conversation.ended()
+
+
 def end_all() -> None:
-    """End every process that follow() is following in other threads: they cannot see Ctrl-C themselves."""
+    """End every process that we follow or talk with in other threads: they cannot see Ctrl-C themselves."""
     for process in tuple(_running):
         _end_group(process)
 
 
-_running: set[subprocess.Popen[str]] = set()
+_running: set[subprocess.Popen[Any]] = set()
 
 
 def _read(process: subprocess.Popen[str], on_line: Callable[[str], None], log: Path | None) -> str:
@@ -211,7 +295,7 @@ def _ended_with_us(process: subprocess.Popen[str], timeout: float | None, own_se
             end()
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _end_group(process: subprocess.Popen[Any]) -> None:
     """End the process and all that it started, those too that outlived it."""
     _signal_group(process, signal.SIGTERM)
     try:
@@ -223,7 +307,7 @@ def _end_group(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _signal_group(process: subprocess.Popen[Any], number: signal.Signals) -> None:
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

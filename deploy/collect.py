@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -41,6 +42,21 @@ for path in [path for path in cache.glob("wheels-v*/**/*") if path.is_symlink() 
 for archive in unused.values():
     shutil.rmtree(archive)
 """
+
+
+# A file goes with every name that it has; only then its space is free.
+_FORGET = """
+import json, os, sys
+from pathlib import Path
+root = Path(sys.argv[1])
+files, names = map(json.loads, sys.argv[2:])
+gone = [path for path in (root / "store" / one for one in files) if path.exists()]
+inodes = {os.stat(path).st_ino for path in gone}
+others = [path for path in (root / "wheels").glob("*.whl") if path.name in names or os.stat(path).st_ino in inodes]
+for path in [*others, *gone]:
+    path.unlink()
+"""
+_IS_SHA256 = re.compile(r"[0-9a-f]{64}").fullmatch
 
 
 def plan_collect(cluster: Cluster, facts: Facts, keep: int = LEAST) -> Plan:
@@ -101,24 +117,36 @@ def _releases(cluster: Cluster, node: Node, seen: NodeFacts, going: tuple[str, .
 
 
 def _wheels(cluster: Cluster, node: Node, seen: NodeFacts, stay: frozenset[str]) -> Iterator[Step]:
-    gone = unneeded_wheels(seen, stay)
-    if gone:
-        size = sum(seen.wheels[name] for name in gone)
+    names, files = unneeded_wheels(seen, stay), unneeded_files(seen, stay)
+    if names or files:
+        # most have both; what has one of the two only is counted by the larger sum
+        size = max(sum(seen.store[one] for one in files), sum(seen.wheels[name] for name in names))
         yield Run(
             node=node.name,
-            title=f"remove {len(gone)} wheels, {megabytes(size)}",
+            title=f"remove {max(len(files), len(names))} wheels, {megabytes(size)}",
             reason="no release that stays names them",
-            argv=("rm", "-f", "--", *(str(wheel_folder(cluster) / name) for name in gone)),
+            argv=("python3", "-c", _FORGET, str(cluster.root), json.dumps(files), json.dumps(names)),
         )
+
+
+def unneeded_files(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
+    """Return the files of a node's store whose hash is in no lock of its releases; none where a lock is not known."""
+    here = _locked(seen, stay)
+    known = {sha256 for release in here for sha256 in re.findall(r"sha256:([0-9a-f]{64})", seen.locks[release])}
+    return sorted(set(filter(_IS_SHA256, seen.store)) - known) if here else []
 
 
 def unneeded_wheels(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
     """Return the wheels of a node that no lock of its releases names; none where a lock is not known."""
-    here = (seen.releases.keys() & stay) | (seen.partial if _installing(seen) else set())
-    if not here or not here <= seen.locks.keys():
-        return []
+    here = _locked(seen, stay)
     named = {pair for release in here for pair in re.findall(r"(?m)^([\w.-]+)==([^\s\\]+)", seen.locks[release])}
-    return sorted(name for name in seen.wheels if _named(name) not in (None, *named))
+    return sorted(name for name in seen.wheels if _named(name) not in (None, *named)) if here else []
+
+
+def _locked(seen: NodeFacts, stay: frozenset[str]) -> set[str]:
+    """Return the releases whose wheels are needed; none where the lock of one is not known."""
+    here = (seen.releases.keys() & stay) | (seen.partial if _installing(seen) else set())
+    return set(here) if here <= seen.locks.keys() else set()
 
 
 def _named(filename: str) -> tuple[str, str] | None:

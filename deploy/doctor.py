@@ -14,6 +14,7 @@ from core.findings import Finding, Severity, apt_install
 from core.plan import megabytes
 from deploy.checks import fabric, gpu, leftovers, likeness, memory, model
 from deploy.checks.case import Case, Check
+from deploy.push import coming
 from wheels.manifest import Manifest
 from wheels.target import target_of
 
@@ -81,7 +82,7 @@ def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -
             f"invoke build-wheels --cluster {cluster.flag}",
         )
     needed = 0 if manifest.release in seen.releases else int(manifest.size * UNPACKED)
-    needed += sum(wheel.size for wheel in manifest.wheels if seen.wheels.get(wheel.filename) != wheel.size)
+    needed += coming(seen, manifest)
     if seen.disk_free < needed:
         yield Finding(
             node.name,

@@ -48,7 +48,7 @@ def plan_deploy(
                 "verify the signature",
                 on_all(lambda node, seen: authenticity.signature_steps(cluster, node, seen, manifest, signed)),
             ),
-            ("push wheels", on_all(lambda node, seen: push.push_steps(cluster, node, seen, manifest, source))),
+            ("push wheels", push.push_steps(cluster, facts, manifest, source)),
             (
                 "verify the wheels",
                 on_all(lambda node, seen: authenticity.wheel_steps(cluster, node, seen, manifest, signed)),

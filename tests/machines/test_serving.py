@@ -221,11 +221,10 @@ def test_deployments_that_fail_leave_the_service_serving(lab: Lab, serving: Comm
         assert_refused(another("deploy"), 25, f"{A}: the disk is full")
     damage = "import sys; f = open(sys.argv[1], 'r+b'); f.seek(5000); f.write(b'damaged'); f.close()"
     lab.output(B, f'python3 -c "{damage}" /opt/sparkstack/wheels/torch-*.whl')
-    assert_refused(another("deploy"), 23, f"{B}: verify", "torch-", "FAILED")
     assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
     assert json.loads(serving.works("status", "--json").out)["nodes"][0]["release"] == before["nodes"][0]["release"]
     done = another.works("deploy")
-    assert f"{B}: push 1 wheels" in done.err
+    assert "is damaged there and comes again" in done.err
     assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
     assert {name: active(lab, name) for name in (A, B)} == UNITS
 

@@ -1,0 +1,145 @@
+"""Takes wheels that another node offers on the fabric into the store of this node, while they arrive there.
+
+The request: {"root": "/opt/sparkstack", "wheels": [[SHA256, SIZE, NAME], ...], "node": "gx10-c6fb", "from": {"address":
+"172.16.100.1", "port": 29778, "secret": HEX}}; the wheels in the same order as there. It ends when its stdin does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from deploy.onnode import common
+from deploy.onnode.calling import Caller, copied, require_all
+from deploy.onnode.common import BLOCK, Again, Progress, Refused, say
+from deploy.onnode.store import Store, Wheel, wheels_of
+
+STREAMS = 3
+PAUSE = 0.1
+PATIENCE = 60.0
+"""Seconds without anybody who answers after which it is given up."""
+
+BEAT = 5.0
+
+
+def main(told: Mapping[str, Any]) -> int:
+    """Take what the request names; return the exit code."""
+    os.umask(0o022)
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        with common.named_errors():
+            join(told)
+    except Refused as error:
+        say(error.to_json())
+        return 1
+    return 0
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, BLOCK):
+        pass
+    os._exit(1)
+
+
+def join(told: Mapping[str, Any]) -> None:
+    """Take all wheels that are not there and good. Raises Refused."""
+    store, wanted = Store(Path(told["root"])), wheels_of(told)
+    ended = threading.Event()
+    with store.held(), closing(Caller(told["from"])) as caller:
+        threading.Thread(target=_beat, args=(caller, told["node"], ended), daemon=True).start()
+        try:
+            _take(store, wanted, caller)
+        finally:
+            ended.set()
+            _tell(caller, f"/done/{told['node']}")
+    say(json.dumps({"done": True}))
+
+
+def _take(store: Store, wanted: tuple[Wheel, ...], caller: Caller) -> None:
+    missing = store.missing(wanted)
+    there = sum(store.arrived(wheel) for wheel in missing)
+    total = sum(wheel.size for wheel in missing)
+    common.require_room(store.root, total - there)
+    with Progress(total, there, interval=0.5).shown() as progress, ThreadPoolExecutor(STREAMS) as streams:
+        taking = _Taking(store, caller, progress)
+        try:
+            for one in [streams.submit(taking.take, wanted.index(wheel), wheel) for wheel in missing]:
+                one.result()
+        except BaseException:
+            streams.shutdown(wait=False, cancel_futures=True)
+            raise
+    store.name(wanted)
+
+
+def _beat(caller: Caller, node: str, ended: threading.Event) -> None:
+    """Say now and then that we are at work: hashing what is here may take a while."""
+    while not ended.wait(BEAT):
+        _tell(caller, f"/here/{node}")
+
+
+def _tell(caller: Caller, path: str) -> None:
+    try:
+        caller.ask(path)
+    except (Again, Refused):
+        return  # it has ended, and waits for nobody
+
+
+class _Taking:
+    """Files of one relay, each from where it stands."""
+
+    def __init__(self, store: Store, caller: Caller, progress: Progress) -> None:
+        self._store, self._caller, self._progress = store, caller, progress
+        self._moved = monotonic()
+
+    def take(self, number: int, wheel: Wheel) -> None:
+        """Bring one file, and keep it once it is what it must hash to. Raises Refused."""
+        begun = self._store.arrived(wheel)
+        found = self._patiently(number, wheel)
+        if found != wheel.sha256:
+            self._store.part(wheel).unlink()
+            self._progress.add(-wheel.size)
+            found = self._patiently(number, wheel) if begun else found
+        if found != wheel.sha256:
+            cause = f"{wheel.name} did not arrive as the manifest lists it"
+            raise Refused("damaged", cause, "run the same command again")
+        self._store.keep(wheel)
+
+    def _patiently(self, number: int, wheel: Wheel) -> str:
+        while True:
+            try:
+                return self._once(number, wheel)
+            except Again as again:
+                if isinstance(again.__cause__, http.client.RemoteDisconnected):
+                    self._moved = monotonic()  # it is there, and waits for the bytes itself
+                if monotonic() - self._moved > PATIENCE:
+                    cause = f"nothing came over the fabric for {PATIENCE:.0f} s: {again}"
+                    raise Refused("network", cause, "check the cable between the nodes, then run it again") from again
+                sleep(PAUSE)
+
+    def _once(self, number: int, wheel: Wheel) -> str:
+        """Bring the rest of a file; return what it hashes to. Raises Again where the connection ends too early."""
+        at = self._store.arrived(wheel)
+        total = hashlib.sha256()
+        with self._store.part(wheel).open("a+b", buffering=0) as file:
+            file.seek(0)
+            while block := file.read(BLOCK):
+                total.update(block)
+            if at < wheel.size:
+                answer = self._caller.file(number, at, wheel.size, wheel.size)
+                for piece in copied(answer, file.fileno(), at, wheel.size):
+                    total.update(piece)
+                    at += len(piece)
+                    self._moved = monotonic()
+                    self._progress.add(len(piece))
+                answer.close()
+        require_all(self._caller, wheel.name, at, wheel.size)
+        return total.hexdigest()

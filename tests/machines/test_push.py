@@ -1,0 +1,154 @@
+"""Wheels to both machines: one copy from here and one over the fabric, whatever happens in between."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.config import ROOT
+from core.process import run
+from lab import lifecycle
+from lab.place import bridge
+from tests.machines.checkout import Checkout
+from tests.machines.command_line import CommandLine, Started, assert_interrupted, assert_refused
+from tests.machines.harness import Lab, eventually
+from tests.machines.test_release import PUSH, STORE, WHEELS, filled_disk, manifest_size
+
+pytestmark = pytest.mark.machines
+
+A, B = "test-a", "test-b"
+SUMS = f"cd {STORE} && sha256sum $(ls) && find . -name '*.*' -type f"
+PARTS = f"ls -l {STORE}/.incoming"
+
+
+@pytest.fixture
+def relay(lab: Lab, checkout: Checkout, deployed: str) -> CommandLine:  # noqa: ARG001 - as after a deployment
+    """The command line for the same machines, with the fabric for the second copy; their stores are empty."""
+    if not (checkout.folder / "dist" / lab.cluster.stack).exists():
+        checkout.share_wheels(ROOT, lab.cluster.stack)
+    empty(lab, A, B)
+    return checkout.variant("relay", ('stack = "cpu"', 'stack = "cpu"\npush = "relay"'))
+
+
+def empty(lab: Lab, *names: str) -> None:
+    for name in names:
+        lab.output(name, f"rm -rf {STORE} {WHEELS}")
+
+
+def crossed(lab: Lab, name: str = "") -> int:
+    """Return the bytes that this host has sent to the machines (or to one) over management."""
+    link = lab.place(name).link("management") if name else bridge(lab.cluster, "management")
+    return int((Path("/sys/class/net") / link / "statistics" / "tx_bytes").read_text(encoding="ascii"))
+
+
+def assert_same(lab: Lab) -> None:
+    """Both have every wheel under its hash, and nothing that is on its way."""
+    for name in (A, B):
+        lines = [line.split() for line in lab.output(name, SUMS).splitlines()]
+        assert all(line[0] == line[1] for line in lines if len(line) == 2), name
+        assert len(lines) == manifest_size() + 1, lines  # and the lock
+        assert lab.output(name, PARTS) == "total 0"
+
+
+@contextmanager
+def slow(lab: Lab) -> Iterator[None]:
+    """Send no more than 160 Mbit/s to the machines, so that there is a middle of a push."""
+    device = bridge(lab.cluster, "management")
+    run(
+        ["tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate", "160mbit", "burst", "128kb", "latency", "20ms"]
+    )
+    try:
+        yield
+    finally:
+        run(["tc", "qdisc", "delete", "dev", device, "root"])
+
+
+def arrives(lab: Lab, name: str, started: Started, megabytes: int = 40) -> None:
+    """Wait until so much is there."""
+    size = f"du -sm {STORE} 2>/dev/null | cut -f1"
+    started.reaches(lambda: int(lab.output(name, size) or 0) >= megabytes, "nothing arrived")
+
+
+def megabytes(said: str, name: str) -> int:
+    """Return what a plan or a run said that a node is sent, or takes."""
+    found = re.search(rf"{name}: (?:push|take) \d+ wheels, (\d+) MB", said)
+    assert found, said
+    return int(found[1])
+
+
+def test_one_copy_crosses_the_management_link_and_both_have_the_same_files(lab: Lab, relay: CommandLine) -> None:
+    plan = relay.works("deploy", "--dry-run").out
+    size = megabytes(plan, A)
+    assert "push is relay in the cluster's file" in plan
+    assert f"from {A} over the fabric" in plan
+    before, to_b = crossed(lab), crossed(lab, B)
+    relay.works("deploy")
+    assert size * 1e6 < crossed(lab) - before < size * 1e6 * 1.15
+    assert crossed(lab, B) - to_b < 10e6
+    assert_same(lab)
+    assert relay.works("deploy").out == "nothing to do\n"
+    empty(lab, B)
+    before = crossed(lab)
+    relay.works("deploy")
+    assert crossed(lab) - before < 10e6, "the first one has everything"
+    assert_same(lab)
+    assert eventually(lambda: "29778" not in lab.output(A, "ss -Hltn"))
+
+
+def test_a_link_that_is_cut_in_mid_push_costs_nothing_that_arrived(lab: Lab, relay: CommandLine) -> None:
+    with slow(lab), relay.begin("deploy") as started:
+        arrives(lab, B, started)
+        lifecycle.cut(lab.cluster, A, lab.said.append, "management")
+        done = started.ended(90)
+        lifecycle.heal(lab.cluster, A, lab.said.append, "management")
+    assert_refused(done, 20, f"{A}: the connection broke during the transfer", "cable")
+    assert eventually(lambda: lab.ssh(A, "true").code == 0)
+    assert eventually(lambda: not lab.output(A, f"pgrep {PUSH} || true")), "it goes on without us"
+    there = int(lab.output(A, f"du -sm --apparent-size {STORE} | cut -f1"))
+    whole = megabytes(done.err + relay.works("deploy", "--dry-run").out, A)
+    before = crossed(lab)
+    relay.works("deploy")
+    assert crossed(lab) - before < whole * 1e6 * 1.1 + 10e6
+    assert there >= 30
+    assert_same(lab)
+
+
+def test_ctrl_c_in_mid_push_leaves_nothing_running_and_the_rest_travels_afterwards(
+    lab: Lab, relay: CommandLine
+) -> None:
+    with slow(lab), relay.begin("deploy") as started:
+        arrives(lab, B, started)
+        started.interrupt()
+        assert_interrupted(started.ended())
+    for name in (A, B):
+        assert eventually(lambda name=name: not lab.output(name, f"pgrep {PUSH} || true")), name  # type: ignore[misc]
+    relay.works("deploy")
+    assert_same(lab)
+
+
+def test_a_corrupted_file_of_the_store_is_found_and_replaced(lab: Lab, relay: CommandLine) -> None:
+    relay.works("deploy")
+    for name in (A, B):
+        lab.output(name, f"printf damaged | dd of=$(ls -d {WHEELS}/sympy-*) bs=1 seek=5000 conv=notrunc status=none")
+        lab.output(name, "rm /opt/sparkstack/releases/*/complete.json")
+    before = crossed(lab)
+    done = relay.works("deploy")
+    for name in (A, B):
+        assert re.search(rf"{name}: .*sympy-.*whl is damaged there and comes again", done.err), done.err
+    assert 5e6 < crossed(lab) - before < 20e6
+    assert_same(lab)
+
+
+def test_a_disk_that_is_full_is_said_with_its_node_and_nothing_is_lost(lab: Lab, relay: CommandLine) -> None:
+    with slow(lab), relay.begin("deploy") as started:
+        arrives(lab, B, started)
+        with filled_disk(lab, B, leave=5):
+            done = started.ended(120)
+    assert_refused(done, 25, f"{B}: the disk is full", "free space on the node")
+    assert int(lab.output(B, f"du -sm {STORE} | cut -f1")) >= 40
+    relay.works("deploy")
+    assert_same(lab)
