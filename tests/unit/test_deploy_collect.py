@@ -20,7 +20,7 @@ from core.parsers import Process, Taken
 from core.plan import Run
 from core.process import run
 from core.question import INSTALL_UNIT
-from deploy.collect import plan_collect, staying, unneeded_wheels
+from deploy.collect import plan_collect, staying, unneeded_files, unneeded_wheels
 from deploy.environment import install_argv
 from deploy.switch import previous
 from tests.unit.samples import TABLES, lab_facts, local, unit
@@ -171,3 +171,41 @@ def test_the_cache_loses_what_no_release_links_and_uv_unpacks_it_again(tmp_path:
     module = next((tmp_path / "again").glob("lib/python*/site-packages/only_old*"))
     assert module.exists()
     assert len(list((tmp_path / "cache").glob("archive-v*/*"))) == 2
+
+
+def test_a_file_of_the_store_goes_when_its_hash_is_in_no_lock_of_what_stays() -> None:
+    hashes = [letter * 64 for letter in "abcdef"]
+    lock = f"torch==1.0 --hash=sha256:{hashes[0]} \\\n    --hash=sha256:{hashes[1]}\n"
+    store = {**dict.fromkeys(hashes[:3], 1000), f".incoming/{hashes[3]}": 5, ".lock": 0}
+    seen = replace(lab_facts()["lab-a"], releases={"a": {}}, store=store, locks={"a": lock})
+    assert unneeded_files(seen, frozenset("a")) == [hashes[2]]
+    assert unneeded_files(replace(seen, locks={}), frozenset("a")) == [], "nobody knows what it needs"
+    assert unneeded_files(seen, frozenset()) == []
+
+
+@pytest.mark.processes
+def test_a_file_goes_with_all_its_names_and_names_of_others_stay(tmp_path: Path) -> None:
+    """The removal as it runs on a node."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "wheels").mkdir()
+    for letter in "ab":
+        (tmp_path / "store" / (letter * 64)).write_text(letter)
+        (tmp_path / "wheels" / f"{letter}-1.0-py3-none-any.whl").hardlink_to(tmp_path / "store" / (letter * 64))
+    (tmp_path / "wheels" / "old-1.0-py3-none-any.whl").write_text("by name only")
+    seen = replace(
+        lab_facts()["lab-a"],
+        history=(Taken("r", "?", "?"),),
+        current="r",
+        releases={"r": {}},
+        store=dict.fromkeys(("a" * 64, "b" * 64), 1),
+        wheels={path.name: 1 for path in (tmp_path / "wheels").iterdir()},
+        locks={"r": f"b==1.0 --hash=sha256:{'b' * 64}\n"},
+    )
+    cluster = local().model_copy(update={"root": tmp_path})
+    facts = {"lab-a": seen, "lab-b": replace(seen, name="lab-b")}
+    steps = [step for step in plan_collect(cluster, facts).steps if step.node == "lab-a" and isinstance(step, Run)]
+    assert [step.title for step in steps] == ["remove 2 wheels, 2 B"]
+    for _ in range(2):
+        run(steps[0].argv)
+        left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+        assert sorted(left) == [f"store/{'b' * 64}", "wheels/b-1.0-py3-none-any.whl"]
