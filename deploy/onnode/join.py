@@ -26,7 +26,10 @@ from deploy.onnode.store import Store, Wheel, wheels_of
 STREAMS = 3
 PAUSE = 0.1
 PATIENCE = 60.0
-"""Seconds without anybody who answers after which it is given up."""
+"""Seconds that the other node is given to begin."""
+
+LOST = 10.0
+"""Seconds without an answer after which it is given up, once it has answered."""
 
 BEAT = 5.0
 
@@ -98,7 +101,7 @@ class _Taking:
 
     def __init__(self, store: Store, caller: Caller, progress: Progress) -> None:
         self._store, self._caller, self._progress = store, caller, progress
-        self._moved = monotonic()
+        self._moved, self._patience = monotonic(), PATIENCE
 
     def take(self, number: int, wheel: Wheel) -> None:
         """Bring one file, and keep it once it is what it must hash to. Raises Refused."""
@@ -119,11 +122,14 @@ class _Taking:
                 return self._once(number, wheel)
             except Again as again:
                 if isinstance(again.__cause__, http.client.RemoteDisconnected):
-                    self._moved = monotonic()  # it is there, and waits for the bytes itself
-                if monotonic() - self._moved > PATIENCE:
-                    cause = f"nothing came over the fabric for {PATIENCE:.0f} s: {again}"
+                    self._heard()  # it is there, and waits for the bytes itself
+                if monotonic() - self._moved > self._patience:
+                    cause = f"nothing came over the fabric for {self._patience:.0f} s: {again}"
                     raise Refused("network", cause, "check the cable between the nodes, then run it again") from again
                 sleep(PAUSE)
+
+    def _heard(self) -> None:
+        self._moved, self._patience = monotonic(), min(self._patience, LOST)
 
     def _once(self, number: int, wheel: Wheel) -> str:
         """Bring the rest of a file; return what it hashes to. Raises Again where the connection ends too early."""
@@ -138,7 +144,7 @@ class _Taking:
                 for piece in copied(answer, file.fileno(), at, wheel.size):
                     total.update(piece)
                     at += len(piece)
-                    self._moved = monotonic()
+                    self._heard()
                     self._progress.add(len(piece))
                 answer.close()
         require_all(self._caller, wheel.name, at, wheel.size)

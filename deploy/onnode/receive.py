@@ -29,10 +29,10 @@ from deploy.onnode.common import BLOCK, Refused, say
 from deploy.onnode.serving import Served, server
 from deploy.onnode.store import Store, Wheel, wheels_of
 
-SILENCE = 60.0
-"""Seconds without a byte after which who sends, or who is waited for, counts as gone."""
+SILENCE = 25.0
+"""Seconds without a byte after which who sends, or who is waited for, counts as gone; ssh itself gives up after 20."""
 
-WAIT = 20.0
+WAIT = 15.0
 """Seconds that a node waits for new bytes of a file before it has to ask again."""
 
 GATHER = 256 << 10
@@ -224,7 +224,7 @@ def _offered(told: Mapping[str, Any] | None, arriving: Arriving) -> Iterator[Any
         threading.Thread(target=made.serve_forever, args=(0.1,), daemon=True).start()
 
         def wait() -> None:
-            while arriving.left and served.idle < SILENCE / 2:
+            while arriving.left and served.idle < SILENCE:
                 sleep(0.02)
 
         try:
