@@ -12,7 +12,7 @@ TASKS: Mapping[str, str] = {
     "build-wheels": "build.tasks:build_wheels",
     "publish": "wheels.tasks:publish",
     "facts": "deploy.tasks:facts",
-    "trust": "deploy.tasks:trust",
+    "trust": "deploy.access.tasks:trust",
     "doctor": "deploy.tasks:doctor",
     "deploy": "deploy.tasks:deploy",
     "rollback": "deploy.tasks:rollback",

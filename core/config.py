@@ -126,6 +126,8 @@ class Cluster(Model):
     ray_port: Annotated[int, Field(ge=1, le=65533)] = 6379
     identity: Path | None = None
     """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
+    ssh_config: Path | None = None
+    """SSH configuration that counts in place of ~/.ssh/config, relative to the project."""
     allowed_signers: Path | None = None
     """Who may sign releases (ssh-keygen(1), ALLOWED SIGNERS), relative to the project; nodes then install no other."""
     push: Literal["auto", "direct", "relay"] = "auto"

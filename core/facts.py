@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from time import time
 from typing import Any
 
-from core import condition, parsers
+from core import access, condition, parsers
 from core.config import WORK, Address, Cluster, Node, Subnet
 from core.errors import ConfigError, FactsError
 from core.host import CONTROLLER, Host, SudoPassword
@@ -79,6 +79,8 @@ class NodeFacts:
     """Release id to its stack.lock; like `used` only in an inventory."""
     condition: condition.Condition = field(default_factory=condition.Condition)
     """What the doctor looks at besides."""
+    access: access.Access = field(default_factory=access.Access)
+    """What the node has of the keys between the nodes."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Folder to manifest of every model that was fetched, or is arriving; an empty one where it is damaged."""
     store: Mapping[str, int] = field(default_factory=dict)
@@ -236,6 +238,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         locks={PurePosixPath(path).parent.name: text for path, text in reader.files("locks").items()},
         condition=condition.condition(reader),
         store=reader.out("store", parsers.names_and_sizes),
+        access=access.access(reader),
         models={
             str(PurePosixPath(path).parent): parsers.record_or_none(text)
             for path, text in reader.files("models").items()

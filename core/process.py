@@ -7,13 +7,14 @@ import io
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Lock, Timer
 from typing import Any
 
 from core.errors import CommandFailed
@@ -243,6 +244,49 @@ def converse(argv: Sequence[str], talk: Callable[[Conversation], object]) -> Com
         conversation.ended()
         raise
     return conversation.ended()
+
+
+class Tunnel(socket.socket):
+    """A process beside us whose stdin and stdout are a connection: a socket to it, which ends it when it is closed.
+
+    It has a session of its own: nothing in it can ask on our terminal, and Ctrl-C does not break the connection while
+    we end what runs at its other end.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        ours, theirs = socket.socketpair()
+        super().__init__(fileno=ours.detach())
+        self._lock = Lock()
+        self._said = ""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process may write to it
+        with theirs:
+            end = theirs.fileno()
+            try:
+                self._process = subprocess.Popen(
+                    list(argv), stdin=end, stdout=end, stderr=self._errors.fileno(), start_new_session=True
+                )
+            except OSError as error:
+                super().close()
+                self._errors.close()
+                raise _not_started(argv, error) from error
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            super().close()
+            if self._process.poll() is None:
+                _end_group(self._process)
+            if not self._errors.closed:
+                self._errors.seek(0)
+                self._said = self._errors.read().decode("utf-8", "replace")
+                self._errors.close()
+
+    def said(self) -> str:
+        """Return what the process has printed to its stderr; it is given a moment to end by itself, then ended."""
+        with suppress(subprocess.TimeoutExpired):  # it holds on to a connection that is of no use
+            self._process.wait(1)
+        self.close()
+        return self._said
 
 
 def end_all() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core import condition, parsers
+from core import access, condition, parsers
 from core.config import Cluster, Node, Profile
 
 UNITS = "sparkstack-*"
@@ -30,6 +30,8 @@ class Question:
     """Whether to count the disk that releases use, and to read which wheels they name."""
     whole: bool = False
     """Whether to ask for the node's condition as well (core/condition.py)."""
+    access: bool = False
+    """Whether to ask for the keys between the nodes (core/access.py)."""
 
 
 def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "listening": ["ss", "-Hltn"],
             "entries": ["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
             **(_disk_request(root) if question.inventory else {}),
+            **(access.request(cluster) if question.access else {}),
             **token,
         },
         "files": {

@@ -11,6 +11,7 @@ from core.config import Cluster, Node
 from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
+from deploy.access.peers import forget
 
 OURS = frozenset(
     {
@@ -37,6 +38,7 @@ def plan_remove(cluster: Cluster, facts: Facts, *, stop: bool = False, keep_mode
         f"remove sparkstack from {cluster.name} ({', '.join(node.name for node in cluster.nodes)})",
         (
             ("stop what runs", (step for node, one in seen for step in _stop(node, one))),
+            ("take back the keys between the nodes", forget(cluster, facts)),
             ("remove units and environment files", (step for node, one in seen for step in _files(node, one))),
             (
                 "remove releases, wheels and models" if not keep_models else "remove releases and wheels",

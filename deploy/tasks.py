@@ -1,4 +1,4 @@
-"""Tasks of deploy/: facts, trust, doctor, probe, deploy, releases, rollback, remove."""
+"""Tasks of deploy/: facts, doctor, probe, deploy, releases, rollback, remove."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from core.remote import Hosts
 from core.token import ask_argv
 from deploy import inventory
 from deploy import probe as rates
-from deploy import trust as keys
 from deploy.authenticity import signed_release
 from deploy.collect import LEAST, plan_collect
 from deploy.doctor import diagnose, examine
@@ -50,7 +49,7 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
     with Hosts(chosen) as hosts:
         profile = load_profile(chosen.profile)
         token = ask_argv(chosen.api_url, profile.served_names[0], timeout=15)
-        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token, whole=True))
+        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token, whole=True, access=True))
     if save:
         Path(save).write_text(captures.to_json(), encoding="utf-8")
     if json:
@@ -81,45 +80,6 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
 def _model(manifest: Mapping[str, Any]) -> str:
     name = str(manifest.get("repository", "a damaged one"))
     return f"{name} (arriving)" if manifest.get("partial") else name
-
-
-@task(
-    help={
-        "cluster": "which machines (config/clusters)",
-        "node": "only this node",
-        "replace": "take the new key in place of the enrolled one",
-        "yes": "do not ask",
-        "dry-run": "show the keys and stop",
-    }
-)
-@command
-def trust(
-    _: Context, cluster: str = "", node: str = "", replace: bool = False, yes: bool = False, dry_run: bool = False
-) -> None:
-    """Show the host keys of the nodes and enrol them."""
-    chosen = chosen_cluster(cluster)
-    for member in [chosen.node(node)] if node else chosen.nodes:
-        if member.local:
-            continue
-        key = keys.examine(chosen, member)
-        if key.known:
-            answer(f"{member.name}: {key.fingerprint} is enrolled already")
-            continue
-        answer(f"{member.name}: {member.management} shows {key.fingerprint}")
-        keys.refuse_changed(key, replace=replace)
-        if not dry_run and (yes or _agreed(member.name)):
-            keys.enrol(chosen, key, replace=replace)
-            answer(f"{member.name}: enrolled in {chosen.known_hosts}")
-
-
-def _agreed(name: str) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageError(
-            "there is no terminal to ask on",
-            node=name,
-            next_move="compare with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the node, then say --yes",
-        )
-    return input("Is that the fingerprint of the node? [y/N] ").strip().lower() in ("y", "yes")
 
 
 @task(
@@ -296,13 +256,13 @@ def remove(
         return plan_remove(chosen, seen, stop=stop, keep_models=keep_models)
 
     if yes or options.plan_only or _removal_agreed(chosen, plan, options):
-        _say_notes(converge("remove", chosen, Question(), plan, options), options)
+        _say_notes(converge("remove", chosen, Question(access=True), plan, options), options)
 
 
 def _removal_agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:
     """Show the plan and ask; what is gone already needs no asking."""
     with Hosts(cluster) as hosts:
-        plan = planner(look(cluster, Question(), options, hosts))
+        plan = planner(look(cluster, Question(access=True), options, hosts))
     if plan.empty:
         return True
     if not sys.stdin.isatty():

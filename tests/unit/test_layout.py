@@ -71,7 +71,7 @@ def test_imports_run_downwards_only() -> None:
 
 @pytest.mark.parametrize(
     ("library", "door"),
-    [("fabric", "core/remote.py"), ("paramiko", "core/remote.py"), ("subprocess", "core/process.py")],
+    [("fabric", "core/connection.py"), ("paramiko", "core/connection.py"), ("subprocess", "core/process.py")],
 )
 def test_a_library_has_one_door(library: str, door: str) -> None:
     inside = [module for module in modules() if module.path not in RUN_ON_NODES]
