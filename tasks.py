@@ -19,6 +19,7 @@ TASKS: Mapping[str, str] = {
     "releases": "deploy.tasks:releases",
     "remove": "deploy.tasks:remove",
     "probe": "deploy.tasks:probe",
+    "network": "deploy.network.tasks:network",
     "serve": "serve.tasks:serve",
     "restart": "serve.tasks:restart",
     "stop": "serve.tasks:stop",

@@ -31,9 +31,10 @@ from core.facts import gather
 from core.plan import Talk, make_plan
 from core.process import run
 from core.question import Question
-from core.remote import Hosts, SshHost
+from core.remote import Hosts
 from core.root import root_steps
 from core.screen import Screen
+from core.sshhost import SshHost
 from deploy.push import push_steps
 from lab import lifecycle
 from lab.place import bridge

@@ -280,6 +280,8 @@ def _transfer(step: Push | Pull | Talk, host: Host, on_line: Callable[[str], Non
 
 def _run(step: Run, host: Host, on_line: Callable[[str], None]) -> None:
     check = step.failure is None
+    if step.fresh:
+        host.close()  # the next command opens another
     try:
         done = host.run(argv_of(step), privileged=step.privileged, timeout=step.timeout, check=check, on_line=on_line)
     except CommandFailed as error:

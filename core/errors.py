@@ -151,6 +151,12 @@ class InUse(SparkstackError):
     exit_code = 37
 
 
+class NetworkReverted(SparkstackError):
+    """A change of the network did not work on a node, and was taken back."""
+
+    exit_code = 39
+
+
 class NotServing(SparkstackError):
     """The service did not come up, or gave no token."""
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from time import time
 from typing import Any
 
-from core import access, condition, parsers
+from core import access, condition, parsers, wiring
 from core.config import WORK, Address, Cluster, Node, Subnet
 from core.errors import ConfigError, FactsError
 from core.host import CONTROLLER, Host, SudoPassword
@@ -85,6 +85,8 @@ class NodeFacts:
     """Folder to manifest of every model that was fetched, or is arriving; an empty one where it is damaged."""
     store: Mapping[str, int] = field(default_factory=dict)
     """SHA-256 to size of every file in the node's store of wheels; `.incoming/SHA256` is one that is not whole."""
+    wiring: wiring.Wiring | None = None
+    """What `invoke network` looks at besides; None where it was not asked."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -239,6 +241,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         condition=condition.condition(reader),
         store=reader.out("store", parsers.names_and_sizes),
         access=access.access(reader),
+        wiring=wiring.wiring(reader),
         models={
             str(PurePosixPath(path).parent): parsers.record_or_none(text)
             for path, text in reader.files("models").items()

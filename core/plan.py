@@ -46,6 +46,8 @@ class Run(Common):
     user: str = "root"
     hint: str = ""
     failure: Callable[[Completed], Exception] | None = field(default=None, compare=False)
+    fresh: bool = False
+    """Over a connection made anew: an old one may live on where no new one gets through."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core import access, condition, parsers
+from core import access, condition, parsers, wiring
 from core.config import Cluster, Node, Profile
 
 UNITS = "sparkstack-*"
@@ -29,9 +29,11 @@ class Question:
     inventory: bool = False
     """Whether to count the disk that releases use, and to read which wheels they name."""
     whole: bool = False
-    """Whether to ask for the node's condition as well (core/condition.py)."""
+    """Whether to ask for the node's condition and wiring as well (core/condition.py, core/wiring.py)."""
     access: bool = False
     """Whether to ask for the keys between the nodes (core/access.py)."""
+    wiring: bool = False
+    """Whether to ask for the node's wiring."""
 
 
 def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str, Any]:
@@ -41,11 +43,13 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
     token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
     machine = machine_request(root, question.packages)
     more = condition.request(cluster, node, model) if question.whole else {"commands": {}, "files": {}}
+    wired = wiring.request() if question.whole or question.wiring else {"commands": {}, "files": {}}
     return {
         "ours": rf"{re.escape(str(root))}/|ray::|raylet|gcs_server|VLLM::",
         "commands": {
             **machine["commands"],
             **more["commands"],
+            **wired["commands"],
             "addresses": ["ip", "-br", "addr"],
             "root": ["stat", "-c", "%U", str(root)],
             "wheels": ["find", f"{root}/wheels", "-maxdepth", "1", "-name", "*.whl", "-printf", "%f %s\n"],
@@ -67,6 +71,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
         "files": {
             **machine["files"],
             **more["files"],
+            **wired["files"],
             "mtu": ["/sys/class/net/*/mtu"],
             "hca_nets": ["/sys/class/infiniband/*/device/net/*/operstate"],
             "speed": ["/sys/class/net/*/speed"],

@@ -67,6 +67,27 @@ def journal(seen: Context) -> list[dict[str, Any]]:
     return [json.loads(line) for line in seen.journal.path.read_text().splitlines()]
 
 
+class Closing(LocalHost):
+    """This host, that notes when its connection is closed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("a", SudoPassword(None))
+        self._note = folder / "note"
+
+    def close(self) -> None:
+        """Note it."""
+        with self._note.open("a") as file:
+            file.write("closed\n")
+
+
+def test_a_step_that_wants_a_fresh_connection_closes_the_old_one_before_it_runs(tmp_path: Path) -> None:
+    seen = context(tmp_path)
+    seen.hosts["a"] = Closing(tmp_path)  # type: ignore[index]
+    note = ("sh", "-c", 'echo "$1" >> "$0"/note', str(tmp_path))
+    apply(plan([run("a", *note, "old"), run("a", *note, "new", fresh=True)]), seen)
+    assert (tmp_path / "note").read_text().split() == ["old", "closed", "new"]
+
+
 def test_the_steps_of_a_node_run_in_order(tmp_path: Path) -> None:
     done: list[str] = []
     apply(plan([call("a", name, lambda name=name: done.append(name)) for name in "1234"]), context(tmp_path))

@@ -42,6 +42,7 @@ COMMANDS = {
         "rollback",
         "releases",
         "remove",
+        "network",
     ),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
@@ -50,7 +51,7 @@ COMMANDS = {
 }
 PLANNING = [
     *("build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"),
-    *("rollback", "releases", "remove", "model.fetch", "model.remove"),
+    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network"),
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {

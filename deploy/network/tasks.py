@@ -1,0 +1,75 @@
+"""The task of deploy/network: network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from core.choice import chosen_cluster
+from core.command import Options, answer, command, converge, look
+from core.config import Cluster
+from core.errors import UsageError
+from core.facts import Facts
+from core.plan import Plan, as_text
+from core.question import Question
+from core.remote import Hosts
+from deploy.network.choice import named
+from deploy.network.plan import DEADLINE, JUMBO, Wanted, plan_network, plan_revert
+
+QUESTION = Question(wiring=True)
+
+
+@task(
+    iterable=["interface"],
+    auto_shortflags=False,
+    help={
+        "cluster": "which machines (config/clusters)",
+        "interface": "NAME on every node or NODE=NAME, instead of the port that the cable is in; may be said again",
+        "mtu": "bytes of the largest packet",
+        "deadline": "seconds after which a node takes the change back that nobody confirmed",
+        "revert": "restore what was there before this command changed it",
+        "yes": "do not ask",
+        "dry-run": "show the plan and stop",
+        "json": "answer as JSON",
+        "facts": "plan from a saved file, without touching a node",
+    },
+)
+@command
+def network(
+    _: Context,
+    cluster: str = "",
+    interface: Sequence[str] | None = None,
+    mtu: int = JUMBO,
+    deadline: int = DEADLINE,
+    revert: bool = False,
+    yes: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Give the fabric its addresses and MTU; a node that is not reachable afterwards takes it back by itself."""
+    chosen = chosen_cluster(cluster)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    wanted = Wanted(mtu, deadline, named(chosen, interface or ()))
+
+    def plan(seen: Facts) -> Plan:
+        return (plan_revert if revert else plan_network)(chosen, seen, wanted)
+
+    if yes or options.plan_only or _agreed(chosen, plan, options):
+        converge("network", chosen, QUESTION, plan, options)
+
+
+def _agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:
+    """Show the plan and ask; what is so already needs no asking."""
+    with Hosts(cluster) as hosts:
+        plan = planner(look(cluster, QUESTION, options, hosts))
+    if plan.empty:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", next_move="look at the plan with --dry-run, then say --yes")
+    answer(as_text(plan, contents=False))
+    return input("Change the network of the nodes so? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,201 @@
+"""The fabric of two machines gets addresses and MTU, and whatever goes wrong is taken back, by the nodes themselves."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from core.config import ROOT
+from core.process import run
+from lab import lifecycle, machine
+from lab.place import bridge
+from tests.machines.command_line import CommandLine, assert_refused
+from tests.machines.harness import Lab, eventually
+
+pytestmark = pytest.mark.machines
+
+A, B = "test-a", "test-b"
+OURS = "/etc/systemd/network/05-sparkstack-fabric.network"
+THEIRS = "/etc/systemd/network/10-fabric.network"
+GUARD = "/var/lib/sparkstack-network"
+UNITS = "/etc/systemd/system/fabric-guard.service /etc/systemd/system/multi-user.target.wants/fabric-guard.service"
+NETWORK = ("network", "--yes", "--interface=fab0")
+SHORT = "--deadline=12"
+
+TAKES_MANAGEMENT_DOWN = """\
+[Match]
+Name=host0
+
+[Link]
+ActivationPolicy=always-down
+"""
+
+
+def cable(lab: Lab, mtu: int) -> None:
+    """Set what the cable between the machines carries: larger packets are lost in it."""
+    for name in (A, B):
+        run(["ip", "link", "set", lab.place(name).link("fabric"), "mtu", str(mtu)])
+    run(["ip", "link", "set", bridge(lab.cluster, "fabric"), "mtu", str(mtu)])
+
+
+def address(lab: Lab, name: str) -> list[tuple[str, int]]:
+    """Return the fabric's IPv4 addresses and prefixes on a machine."""
+    links = json.loads(lab.output(name, "ip -j -4 addr show fab0") or "[]")
+    return [(info["local"], info["prefixlen"]) for link in links for info in link.get("addr_info", [])]
+
+
+def mtu(lab: Lab, name: str) -> int:
+    return int(lab.output(name, "cat /sys/class/net/fab0/mtu"))
+
+
+def untouched(lab: Lab, name: str) -> bool:
+    """Whether a machine has nothing of a change: no file, no guard that waits, no MTU."""
+    left = lab.ssh(name, f"ls -d {OURS} {GUARD}/pending.json {UNITS} 2>/dev/null").out
+    timer = lab.ssh(name, "systemctl is-active fabric-guard-deadline.timer").out.strip()
+    return left == "" and timer == "inactive" and mtu(lab, name) == 1500
+
+
+def reachable(lab: Lab, name: str) -> bool:
+    """Whether the machine's SSH server lets us in over the management network."""
+    node = lab.cluster.node(name)
+    try:
+        with socket.create_connection((str(node.management), node.ssh_port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def put(lab: Lab, name: str, path: str, text: str) -> None:
+    packed = base64.b64encode(text.encode()).decode()
+    lab.as_root(name, f"echo {packed} | base64 -d > {path}")
+
+
+def make_bare(lab: Lab, name: str) -> None:
+    lab.as_root(name, f"rm -f {THEIRS} && networkctl reload && ip addr flush dev fab0 && ip link set fab0 mtu 1500 up")
+
+
+def restore(lab: Lab, name: str) -> None:
+    """Bring a machine back to what the lab makes, whatever a test has left."""
+    lab.as_root(name, f"systemctl stop fabric-guard-deadline.timer 2>/dev/null; rm -rf {OURS} {GUARD} {UNITS}")
+    made = machine.files(lab.cluster, lab.cluster.node(name), "", "")
+    put(lab, name, THEIRS, made[THEIRS.removeprefix("/")].text)
+    lab.as_root(name, "systemctl daemon-reload && networkctl reload && ip addr flush dev fab0")
+    lab.as_root(name, "ip link set fab0 mtu 1500 up && networkctl reconfigure fab0")
+    assert eventually(lambda: address(lab, name) != [], 10)
+
+
+@pytest.fixture
+def bare(lab: Lab) -> Iterator[Lab]:
+    """Both machines have a fabric without addresses, over a cable for large packets; afterwards they are as before."""
+    cable(lab, 9000)
+    for name in (A, B):
+        make_bare(lab, name)
+    yield lab
+    lab.up()
+    cable(lab, 1500)
+    for name in (A, B):
+        restore(lab, name)
+    lab.up()
+
+
+def test_a_fabric_without_addresses_gets_them_and_large_packets_pass_and_it_can_be_taken_back(
+    bare: Lab, invoke: CommandLine
+) -> None:
+    assert_refused(invoke("network", "--yes"), 25, f"{A}: no ConnectX device", "fab0: up", f"--interface {A}=NAME")
+    done = invoke.works(*NETWORK)
+    assert "looked again: nothing left to do" in done.err
+    for name, other in ((A, B), (B, A)):
+        assert address(bare, name) == [(str(bare.cluster.node(name).fabric), 24)]
+        assert mtu(bare, name) == 9000
+        bare.output(name, f"ping -c 1 -W 2 -M do -s 8972 {bare.cluster.node(other).fabric}")
+        assert bare.output(name, f"ls -d {GUARD}/pending.json {UNITS} 2>/dev/null || echo gone") == "gone"
+    assert invoke.works("network").out == "nothing to do\n"
+    assert_refused(invoke("network", "--mtu=2000"), 11, "no terminal", "--yes")
+    invoke.works("network", "--mtu=2000", "--yes")
+    assert [mtu(bare, name) for name in (A, B)] == [2000, 2000]
+    invoke.works("network", "--revert", "--yes")
+    for name in (A, B):
+        assert (address(bare, name), untouched(bare, name)) == ([], True)
+        assert bare.output(name, f"ls -d {GUARD} 2>/dev/null || echo gone") == "gone"
+    assert invoke.works("network", "--revert").out == "nothing to do\n"
+
+
+def test_a_cable_that_loses_large_packets_is_found_and_nothing_stays(bare: Lab, invoke: CommandLine) -> None:
+    cable(bare, 1500)
+    done = invoke(*NETWORK)
+    assert_refused(done, 39, "packets of 9000 bytes do not come back", "restore the network as it was: done")
+    for name in (A, B):
+        assert (address(bare, name), untouched(bare, name)) == ([], True)
+
+
+def test_without_their_controller_the_machines_take_the_change_back(bare: Lab, invoke: CommandLine) -> None:
+    cable(bare, 1500)
+    with invoke.begin(*NETWORK, SHORT) as started:
+        started.says("check the fabric")
+        started.kill()
+    assert mtu(bare, A) == mtu(bare, B) == 9000
+    assert_refused(invoke(*NETWORK), 37, "waits to be confirmed")
+    for name in (A, B):
+        assert eventually(lambda name=name: untouched(bare, name), 30), name
+        assert address(bare, name) == []
+
+
+def test_a_machine_that_is_cut_off_or_loses_its_power_meanwhile_has_its_old_network_again(
+    bare: Lab, invoke: CommandLine
+) -> None:
+    cable(bare, 1500)
+    with invoke.begin(*NETWORK) as started:
+        started.says("check the fabric")
+        assert bare.output(B, f"ls {GUARD}/pending.json {OURS}")
+        lifecycle.kill(bare.cluster, B, bare.said.append)
+        lifecycle.boot(bare.cluster, B, bare.said.append)
+        done = started.ended(120)
+    assert done.code in (20, 26, 39), str(done)
+    assert untouched(bare, B)
+    assert "it is taken back" in bare.as_root(B, "journalctl --boot --unit=fabric-guard.service --output=cat")
+    assert eventually(lambda: untouched(bare, A), 30)
+
+
+@pytest.mark.long
+def test_a_management_network_that_is_cut_after_the_change_comes_back_with_the_old_files(
+    bare: Lab, invoke: CommandLine
+) -> None:
+    cable(bare, 1500)
+    with invoke.begin(*NETWORK, SHORT) as started:
+        started.says("check the fabric")
+        lifecycle.cut(bare.cluster, B, bare.said.append, "management")
+        done = started.ended(120)
+    assert done.code in (20, 26, 39), str(done)
+    assert eventually(lambda: untouched(bare, A), 30)
+    lifecycle.heal(bare.cluster, B, bare.said.append, "management")
+    assert eventually(lambda: untouched(bare, B), 30)
+
+
+def test_a_change_that_takes_the_management_network_down_is_taken_back_in_time(bare: Lab) -> None:
+    change = {
+        "id": "broken",
+        "how": "networkd",
+        "files": {OURS: {"content": TAKES_MANAGEMENT_DOWN, "mode": 0o644}},
+        "links": {"host0": {"mtu": 1500, "addresses": [], "up": False}},
+        "source": "",
+        "others": {},
+        "mtu": 0,
+        "by_hand": False,
+        "final": False,
+        "deadline": 10,
+    }
+    bare.as_root(A, f"install -d {GUARD}")
+    put(bare, A, f"{GUARD}/guard.py", (ROOT / "deploy" / "network" / "guard.py").read_text(encoding="utf-8"))
+    put(bare, A, f"{GUARD}/change.json", json.dumps(change))
+    bare.as_root(A, f"python3 -I {GUARD}/guard.py arm")
+    began = time.monotonic()
+    bare.as_root(A, f"systemd-run --quiet --on-active=1 python3 -I {GUARD}/guard.py apply")
+    assert eventually(lambda: not reachable(bare, A), 15), "the change did not take the management network down"
+    assert eventually(lambda: reachable(bare, A), 30), "it never came back"
+    assert 8 < time.monotonic() - began < 20
+    assert untouched(bare, A)
