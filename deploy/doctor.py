@@ -40,7 +40,8 @@ def _network(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Finding]
     if fabric is None:
         found = seen.interface_in(cluster.fabric.subnet)
         has = f"; {found.name} has {found.ipv4[0]}" if found else ""
-        yield Finding(node.name, f"no interface has the fabric address {node.fabric}{has}", f"correct it in {where}")
+        move = f"invoke network --cluster {cluster.flag}, or correct it in {where}"
+        yield Finding(node.name, f"no interface has the fabric address {node.fabric}{has}", move)
         return
     if management is not None and fabric.name == management.name:
         yield Finding(

@@ -141,7 +141,7 @@ def fabric_interface(cluster: Cluster, node: Node, seen: NodeFacts) -> str:
         raise UnfitNode(
             f"no interface has the fabric address {node.fabric}",
             node=node.name,
-            next_move=f"give it to the cable's interface, or correct the cluster {cluster.name}",
+            next_move=f"invoke network --cluster {cluster.flag}, or correct the cluster {cluster.name}",
         )
     return cluster.fabric.interface or found.name
 

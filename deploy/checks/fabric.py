@@ -140,7 +140,7 @@ def mtu(case: Case) -> Iterator[Finding]:
                 other.node.name,
                 f"the MTU of {other.interface.name} is {other.interface.mtu}, of {one.node.name}'s "
                 f"{one.interface.name} {one.interface.mtu}",
-                f"set both to {JUMBO}",
+                f"set both to {JUMBO}: invoke network --cluster {case.cluster.flag}",
                 "large packets vanish: small ones pass, and the first collective hangs without a message",
             )
             return
@@ -149,7 +149,7 @@ def mtu(case: Case) -> Iterator[Finding]:
             yield Finding(
                 link.node.name,
                 f"the MTU of {link.interface.name} is {link.interface.mtu}",
-                f"set it to {JUMBO} on every node, in the netplan file of the fabric",
+                f"set it to {JUMBO} on every node: invoke network --cluster {case.cluster.flag}",
                 "the link does not reach its rate",
                 DOUBT,
             )
