@@ -77,6 +77,8 @@ def _wire(cluster: Cluster, node: Node, seen: NodeFacts, wiring: Wiring, names: 
     has = [one for one in wiring.wires.values() if any(a.ip == node.fabric for a in one.addresses)]
     if names:
         return _named_wire(cluster, node, wiring, names, has), "--interface names it"
+    if cluster.fabric.interface:
+        return _named_wire(cluster, node, wiring, [cluster.fabric.interface], has), "the cluster's file names it"
     rdma = {hca.interface for hca in seen.hcas}
     if has and (has[0].name in rdma or not rdma):
         return has[0], f"it has {node.fabric}"

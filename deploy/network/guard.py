@@ -216,8 +216,10 @@ def boot() -> None:
 def _restore(record: Mapping[str, Any], name: str) -> None:
     before = record["before"]
     _write(before["files"])
-    _reload(before["how"], before["links"])
-    _by_hand(before["links"])
+    try:
+        _reload(before["how"], before["links"])
+    finally:
+        _by_hand(before["links"])  # also when its manager fails: the way to the node may hang on it
     if name == "confirmed" and record["previous"]:
         _put(FOLDER / "confirmed.json", json.dumps(record["previous"]))
     else:

@@ -293,7 +293,7 @@ def _reverted(change: Change, done: Completed) -> NetworkReverted:
     return NetworkReverted(
         done.tail(1) or f"the guard ended with {done.code}",
         node=change.node.name,
-        next_move="nothing has changed: see cable, switch and the other end (invoke doctor), then say it again",
+        next_move="what was changed is taken back; see cable, switch and the other end (invoke doctor), then again",
         evidence=done.tail(5) if done.tail(5) != done.tail(1) else "",
     )
 

@@ -88,6 +88,14 @@ def test_a_refusal_lists_what_there_is() -> None:
     assert lines[1] == "enp1s0f0np0: up, MTU 1500, no address, rocep1s0f0np0"
 
 
+def test_the_interface_that_the_clusters_file_names_is_taken_unless_the_command_names_another() -> None:
+    fabric = sparks().fabric.model_copy(update={"interface": "enP2p1s0f0np0"})
+    cluster = sparks().model_copy(update={"fabric": fabric})
+    end = choose(cluster, cluster.head, spark())
+    assert (end.wire.name, end.why) == ("enP2p1s0f0np0", "the cluster's file names it")
+    assert choose(cluster, cluster.head, spark(), ["enp1s0f0np0"]).wire.name == "enp1s0f0np0"
+
+
 def test_names_that_are_none_are_refused() -> None:
     assert named(sparks(), ["x", f"{HEAD}=y"]) == {HEAD: ("x", "y"), OTHER: ("x",)}
     with pytest.raises(UsageError, match="names no interface"):
