@@ -252,7 +252,7 @@ def _build(wish: Wish, seen: Facts) -> Build:
 
 def _target(wish: Wish, seen: Facts) -> Target:
     if not wish.target:
-        return common_target(wish.cluster, seen)
+        return common_target(wish.cluster, seen, wish.stack)
     own = target_of(look_here())
     return own.model_copy(update={"architecture": wish.target})
 

@@ -6,28 +6,22 @@ refused with the file, the key, what was expected and the nearest spelling.
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from core.backend import Backend, Interpreter
 from core.errors import ConfigError
+from core.fields import Address, Environment, Folder, Model, Name, Size, Subnet, parse_size
 from core.mistakes import explain, nearest
+
+# the kinds of values of core/fields.py are found here too
+__all__ = ("Address", "Environment", "Folder", "Model", "Name", "Size", "Subnet", "parse_size")
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "config"
@@ -38,40 +32,6 @@ RAY_PORTS = 3
 """Ports from `ray_port` on that Ray listens at: its control store, node manager, object manager."""
 
 M = TypeVar("M", bound="Model")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)")
-_UNITS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
-
-
-def parse_size(value: object) -> object:
-    """Turn "12 GiB" into bytes; leave whole numbers as they are."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise ValueError('expected a size like "12 GiB"')
-    return int(float(match[1]) * 1024 ** _UNITS[match[2]])
-
-
-def check_folder(path: Path) -> Path:
-    """Refuse a folder on a node that is not absolute, is the root itself or needs quoting in a unit file."""
-    if not re.fullmatch(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+", str(path)):
-        raise ValueError("expected an absolute folder of plain characters, like /opt/sparkstack")
-    return path
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-"""Bytes; in TOML a text like "12 GiB" or a whole number."""
-
-Address = ipaddress.IPv4Address
-Subnet = ipaddress.IPv4Network
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=63)]
-Environment = dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str]
-
-
-class Model(BaseModel):
-    """Frozen, and refuses keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Network(Model):
@@ -117,13 +77,15 @@ class Cluster(Model):
     profile: Name
     """What `invoke serve` serves when no other profile is named."""
     user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
-    root: Annotated[Path, AfterValidator(check_folder)] = Path("/opt/sparkstack")
+    root: Folder = Path("/opt/sparkstack")
     """Where releases, wheels and models live on every node."""
     management: Network
     fabric: Network
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     api: Api = Api()
     ray_port: Annotated[int, Field(ge=1, le=65533)] = 6379
+    backend: Backend = Backend()
+    """What makes the environment of a release."""
     identity: Path | None = None
     """SSH private key, relative to the project; without it the agent and ~/.ssh/config decide."""
     ssh_config: Path | None = None
@@ -141,6 +103,16 @@ class Cluster(Model):
     def flag(self) -> str:
         """What `--cluster` takes for this cluster: its name, or the path that it was read from."""
         return self._given or self.name
+
+    @property
+    def miniforge(self) -> Path:
+        """The owner's Miniforge on a node; without the key it lies where the guide has it."""
+        return self.backend.miniforge or Path("/home") / self.user / "miniforge3"
+
+    @property
+    def prefix(self) -> Path:
+        """The environment as conda knows it: a link to that of the release in use."""
+        return self.backend.prefix or self.miniforge / "envs" / self.backend.name
 
     @property
     def head(self) -> Node:
@@ -278,6 +250,8 @@ class Stack(Model):
     """Architectures as `uname -m` says them."""
     python: tuple[str, ...]
     """Python minor versions of the nodes that the lock holds wheels for."""
+    interpreters: tuple[Interpreter, ...] = ()
+    """Pythons that are brought to nodes which have none of these versions."""
     cuda: str | None = None
     architectures: tuple[str, ...] = ()
     """GPU architectures that device code is built for and has to run on, as nvcc names them (`121`)."""
@@ -289,15 +263,15 @@ class Stack(Model):
     """Last day (UTC) of uploads to the index that count when the lock is made; the same day gives the same lock."""
     requires: tuple[str, ...] = ()
     """Requirements of the index part besides those of the components and what they require."""
-    overrides: dict[str, str] = {}
+    overrides: dict[str, str] = Field(default_factory=dict)
     """Requirements that take the place of every other one on the same distribution, each with its reason."""
-    without: dict[str, str] = {}
+    without: dict[str, str] = Field(default_factory=dict)
     """Required distributions left out on purpose, each with its reason."""
     imports: tuple[str, ...] = ()
     """Modules that must import on every node before a release is taken into use."""
     packages: tuple[str, ...] = ()
     """Debian packages that every node needs."""
-    environment: Environment = {}
+    environment: Environment = Field(default_factory=dict)
     """Environment of every process of the stack."""
 
 
@@ -317,7 +291,7 @@ class Profile(Model):
     executor: Literal["ray", "mp"] = "ray"
     flags: tuple[str, ...] = ()
     """Further `vllm serve` arguments, one word each."""
-    environment: Environment = {}
+    environment: Environment = Field(default_factory=dict)
     ray_cpus: Annotated[int, Field(ge=1)] = 2
     """Logical CPUs that Ray may plan with on each node; vLLM needs few."""
     object_store: Size = 1024**3

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from time import time
 from typing import Any
 
-from core import access, condition, parsers, wiring
+from core import access, condition, parsers, pythons, wiring
 from core.config import WORK, Address, Cluster, Node, Subnet
 from core.errors import ConfigError, FactsError
 from core.host import CONTROLLER, Host, SudoPassword
@@ -87,6 +87,10 @@ class NodeFacts:
     """SHA-256 to size of every file in the node's store of wheels; `.incoming/SHA256` is one that is not whole."""
     wiring: wiring.Wiring | None = None
     """What `invoke network` looks at besides; None where it was not asked."""
+    pythons: pythons.Pythons = field(default_factory=pythons.Pythons)
+    """What environments can be made of."""
+    hooks: Mapping[str, str] = field(default_factory=dict)
+    """Release id to what `conda activate` reads there, where conda made it."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -200,6 +204,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
     uname = reader.needed("uname", parsers.uname)
     memory = reader.memory()
     releases = reader.records("complete")
+    hooks = reader.files("hooks").items()
     return NodeFacts(
         name=name,
         hostname=uname.hostname,
@@ -246,6 +251,8 @@ def parse(name: str, capture: Capture) -> NodeFacts:
             str(PurePosixPath(path).parent): parsers.record_or_none(text)
             for path, text in reader.files("models").items()
         },
+        pythons=reader.out("pythons", pythons.parse),
+        hooks={path.removesuffix(pythons.IN_RELEASE).rpartition("/")[2]: text for path, text in hooks},
     )
 
 

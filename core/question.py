@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core import access, condition, parsers, wiring
+from core import access, condition, parsers, pythons, wiring
 from core.config import Cluster, Node, Profile
 
 UNITS = "sparkstack-*"
@@ -64,6 +64,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "processes": ["ps", "-eww", "-o", "pid=,user:32=,args="],
             "listening": ["ss", "-Hltn"],
             "entries": ["find", str(root), "-mindepth", "1", "-maxdepth", "1", "-printf", "%f\n"],
+            **pythons.request(cluster),
             **(_disk_request(root) if question.inventory else {}),
             **(access.request(cluster) if question.access else {}),
             **token,
@@ -79,6 +80,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             **({"locks": [f"{root}/releases/*/stack.lock"]} if question.inventory else {}),
             "model_origin": [f"{model}/sparkstack.json"],
             "models": [f"{folder}/{MODEL_MANIFEST}" for folder in _model_folders(root, model)],
+            "hooks": [f"{root}/releases/*{pythons.IN_RELEASE}"],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
         },
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -71,6 +72,10 @@ def plan_collect(cluster: Cluster, facts: Facts, keep: int = LEAST) -> Plan:
                 (step for node in cluster.nodes for step in _releases(cluster, node, facts[node.name], going[node])),
             ),
             (
+                "remove Pythons",
+                (step for node in cluster.nodes for step in _pythons(node, facts[node.name], stay)),
+            ),
+            (
                 "remove wheels",
                 (step for node in cluster.nodes for step in _wheels(cluster, node, facts[node.name], stay)),
             ),
@@ -134,6 +139,19 @@ def unneeded_files(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
     here = _locked(seen, stay)
     known = {sha256 for release in here for sha256 in re.findall(r"sha256:([0-9a-f]{64})", seen.locks[release])}
     return sorted(set(filter(_IS_SHA256, seen.store)) - known) if here else []
+
+
+def _pythons(node: Node, seen: NodeFacts, stay: frozenset[str]) -> Iterator[Step]:
+    """Remove what was brought and no release was made of; while an installation runs, or a record is old, nothing."""
+    made_of = [str(seen.releases[release].get("python", "")) for release in seen.releases.keys() & stay]
+    gone = [path for path in seen.pythons.brought.values() if path not in made_of]
+    if gone and not _installing(seen):
+        yield Run(
+            node=node.name,
+            title=f"remove {len(gone)} Pythons",
+            reason="no release that stays was made of them",
+            argv=("rm", "-rf", "--one-file-system", "--", *(str(PurePosixPath(path).parent.parent) for path in gone)),
+        )
 
 
 def unneeded_wheels(seen: NodeFacts, stay: frozenset[str]) -> list[str]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from core.backend import minor_of, plain
 from core.config import Cluster, Node, Stack
 from core.facts import Facts, NodeFacts
 from core.findings import Finding, Severity, apt_install
 from core.plan import megabytes
+from deploy import conda
 from deploy.checks import fabric, gpu, leftovers, likeness, memory, model
 from deploy.checks.case import Case, Check
 from deploy.push import coming
 from wheels.manifest import Manifest
-from wheels.target import target_of
+from wheels.target import can_have, target_of
 
 UNPACKED = 3.2
 """Bytes of an environment for a byte of wheel (measured on the cpu stack)."""
@@ -27,9 +29,9 @@ def examine(cluster: Cluster, stack: Stack, facts: Facts, manifest: Manifest | N
     for node in cluster.nodes:
         seen = facts[node.name]
         yield from _network(cluster, node, seen)
-        yield from _stack(stack, node, seen)
+        yield from _stack(cluster, stack, node, seen)
         if manifest is not None:
-            yield from _wheels(cluster, manifest, node, seen)
+            yield from _wheels(cluster, stack, manifest, node, seen)
 
 
 def _network(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Finding]:
@@ -53,20 +55,16 @@ def _network(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Finding]
         yield Finding(node.name, f"the fabric interface {fabric.name} is down", "check the cable on both nodes")
 
 
-def _stack(stack: Stack, node: Node, seen: NodeFacts) -> Iterator[Finding]:
+def _stack(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> Iterator[Finding]:
     if seen.architecture not in stack.platforms:
         yield Finding(
             node.name,
             f"it is {seen.architecture}, the stack {stack.name} is for {', '.join(stack.platforms)}",
             "choose another stack in the cluster's file",
         )
-    python = "{}.{}".format(*seen.python)
-    if python not in stack.python:
-        yield Finding(
-            node.name,
-            f"its python3 is {python}, the stack {stack.name} holds wheels for {', '.join(stack.python)}",
-            "install one of these as python3 on the node",
-        )
+    if not any(can_have(cluster, stack, seen, minor_of(python)) for python in stack.python):
+        yield _no_python(cluster, stack, node, seen)
+    yield from conda.findings(cluster, node, seen)
     missing = sorted(set(stack.packages) - seen.packages)
     if missing:
         yield Finding(node.name, f"Debian packages are missing: {' '.join(missing)}", apt_install(missing))
@@ -74,9 +72,20 @@ def _stack(stack: Stack, node: Node, seen: NodeFacts) -> Iterator[Finding]:
         yield Finding(node.name, "nvidia-smi shows no GPU", "install the driver, or choose a stack without CUDA")
 
 
-def _wheels(cluster: Cluster, manifest: Manifest, node: Node, seen: NodeFacts) -> Iterator[Finding]:
+def _no_python(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> Finding:
+    if cluster.backend.conda:
+        has, versions = f"no environment in {cluster.miniforge} has a Python", sorted(seen.pythons.seeds)
+        move = f"on the node, with a network: conda create --name python --yes python={stack.python[0]}"
+    else:
+        has, versions = f"its python3 is {plain(seen.python)}", sorted(seen.pythons.found)
+        move = "install one of these on the node, or name an archive of one under [[interpreters]] of the stack"
+    others = f" (there are {', '.join(map(plain, versions))})" if versions else ""
+    return Finding(node.name, f"{has}{others}, the stack {stack.name} holds wheels for {', '.join(stack.python)}", move)
+
+
+def _wheels(cluster: Cluster, stack: Stack, manifest: Manifest, node: Node, seen: NodeFacts) -> Iterator[Finding]:
     target = manifest.target
-    if (seen.architecture, seen.python) != (target.architecture, target.python):
+    if seen.architecture != target.architecture or not can_have(cluster, stack, seen, target.python):
         yield Finding(
             node.name,
             f"it is {target_of(seen).tag}, the wheels in hand are for {target.tag}",
@@ -109,11 +118,13 @@ CHECKS: Mapping[str, Check] = {
     ),
     "driver answers": gpu.driver_answers,
     "system": _asked(
-        lambda case, node, seen: _stack(case.stack, node, seen),
+        lambda case, node, seen: _stack(case.cluster, case.stack, node, seen),
         "the wheels of the stack cannot be installed there, or do not run",
     ),
     "wheels": _asked(
-        lambda case, node, seen: _wheels(case.cluster, case.manifest, node, seen) if case.manifest else iter(()),
+        lambda case, node, seen: (
+            _wheels(case.cluster, case.stack, case.manifest, node, seen) if case.manifest else iter(())
+        ),
         "invoke deploy cannot bring the release there",
     ),
     "driver": gpu.driver_version,

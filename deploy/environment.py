@@ -1,7 +1,7 @@
 """Releases on a node: a folder each with its own environment, made beside what runs; deploy/switch.py takes it in use.
 
-`ROOT/releases/ID/` holds `venv`, `stack.lock` and, once it passed its checks, `complete.json`. A folder without that
-record is a leftover of a deployment that did not end; it is made anew.
+`ROOT/releases/ID/` holds `venv` (the environment, also where conda made it), `stack.lock` and, once it passed its
+checks, `complete.json`. A folder without that record is a leftover of a deployment that did not end; it is made anew.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from core.facts import NodeFacts
 from core.hand import NOBODY, Hand
 from core.plan import Run, Step, Write
 from core.question import INSTALL_UNIT
+from deploy import conda
+from deploy.interpreter import interpreter_for
 from deploy.push import wheel_folder
 from wheels.manifest import Manifest, Wheel, lock_text
 
@@ -52,12 +54,7 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
             reason=f"release {manifest.release} is not on the node",
             argv=("sh", "-c", _BEGIN, "sh", str(place), BOOT),
         ),
-        step(
-            title="make the environment",
-            reason="a release has its own",
-            argv=("python3", "-m", "venv", "--without-pip", str(venv)),
-            hint="install python3-venv on the node: sudo apt-get install python3-venv",
-        ),
+        *_environment(cluster, stack, node, seen, manifest),
         Write(
             node=node.name,
             title="write stack.lock",
@@ -95,6 +92,20 @@ def install_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, m
             title="remove the unpacked installer", reason="it is in the environment", argv=("rm", "-rf", str(installer))
         ),
     )
+
+
+def _environment(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, manifest: Manifest) -> tuple[Step, ...]:
+    if cluster.backend.conda:
+        return conda.make_steps(cluster, stack, node, seen, manifest)
+    python = interpreter_for(cluster, stack, seen, manifest)
+    make = Run(
+        node=node.name,
+        title="make the environment",
+        reason="a release has its own",
+        argv=(python, "-m", "venv", "--without-pip", str(release_folder(cluster, manifest.release) / "venv")),
+        hint="install python3-venv on the node: sudo apt-get install python3-venv",
+    )
+    return (make,)
 
 
 def _cache(cluster: Cluster) -> PurePosixPath:
@@ -191,7 +202,7 @@ def check_steps(
             title="record the release as complete",
             reason="only a complete release can be taken into use",
             path=release_folder(cluster, manifest.release) / "complete.json",
-            content=_record(stack, manifest, hand),
+            content=_record(stack, manifest, hand, interpreter_for(cluster, stack, seen, manifest)),
         ),
     )
 
@@ -226,7 +237,7 @@ def import_step(
     )
 
 
-def _record(stack: Stack, manifest: Manifest, hand: Hand) -> str:
+def _record(stack: Stack, manifest: Manifest, hand: Hand, python: str) -> str:
     """Return the completion record: what a later rollback checks is in it, for the stack's file may have changed."""
     record = {
         "release": manifest.release,
@@ -234,6 +245,7 @@ def _record(stack: Stack, manifest: Manifest, hand: Hand) -> str:
         "wheels": len(manifest.wheels),
         "imports": stack.imports,
         "environment": dict(stack.environment),
+        "python": python,
         "at": hand.at,
         "by": hand.by,
     }

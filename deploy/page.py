@@ -14,7 +14,7 @@ from core.findings import Severity
 from deploy.checks.case import Case, gib
 from deploy.doctor import CHECKS, Diagnosis, worst
 from wheels.manifest import load
-from wheels.target import common_target, target_of
+from wheels.target import common_target, python_for, target_of
 
 VERDICTS = {
     None: "can serve this profile",
@@ -28,11 +28,12 @@ CODES = {Severity.WARNING: Doubtful.exit_code, Severity.PROBLEM: UnfitNode.exit_
 
 def case_of(cluster: Cluster, stack: Stack, profile: Profile, facts: Facts) -> Case:
     """Return the case, with the wheels at hand where one target fits all nodes and with the model as far as known."""
-    alike = len({target_of(facts[node.name]).tag for node in cluster.nodes}) == 1
-    manifest = load(stack, common_target(cluster, facts)) if alike else None
+    python = python_for(cluster, facts, stack)
+    alike = len({target_of(facts[node.name], python).tag for node in cluster.nodes}) == 1
+    manifest = load(stack, common_target(cluster, facts, stack)) if alike else None
     known = CONFIG / "models" / f"{PurePosixPath(profile.model).name}.json"
     config = known.read_text(encoding="utf-8") if known.is_file() else ""
-    return Case(cluster, stack, profile, facts, manifest, config)
+    return Case(cluster, stack, profile, facts, manifest and manifest.on(cluster), config)
 
 
 def exit_code(found: tuple[Diagnosis, ...]) -> int:

@@ -11,11 +11,12 @@ from core.config import Cluster, Node
 from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
+from deploy import conda
 from deploy.access.peers import forget
 
 OURS = frozenset(
     {
-        *("releases", "wheels", "cache", "signed", "models", "build", "store"),
+        *("releases", "wheels", "cache", "signed", "models", "build", "store", "python"),
         *("current", ".current.new", "history.jsonl", "history.jsonl.sparkstack-new"),
     }
 )
@@ -95,6 +96,8 @@ def _files(node: Node, seen: NodeFacts) -> Iterator[Step]:
 
 def _folder(cluster: Cluster, node: Node, seen: NodeFacts, *, keep_models: bool) -> Iterator[Step]:
     """Remove our names from the suite's folder, and the folder once nothing is in it."""
+    for link in conda.our_links(cluster, seen):
+        yield conda.unname(cluster, node, link, "it leads to a release of ours")
     ours = sorted(going(seen, keep_models=keep_models))
     if ours:
         yield Run(

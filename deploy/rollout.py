@@ -12,7 +12,7 @@ from core.hand import NOBODY, Hand
 from core.host import CONTROLLER
 from core.plan import Later, Plan, Stage, Step, make_plan
 from core.root import root_steps
-from deploy import authenticity, environment, push
+from deploy import authenticity, conda, environment, interpreter, push
 from deploy.authenticity import Signed
 from deploy.doctor import examine
 from deploy.switch import plan_switch
@@ -53,11 +53,18 @@ def plan_deploy(
                 "verify the wheels",
                 on_all(lambda node, seen: authenticity.wheel_steps(cluster, node, seen, manifest, signed)),
             ),
+            ("fetch Python", interpreter.fetch_steps(cluster, stack, facts, manifest)),
+            (
+                "bring Python",
+                on_all(lambda node, seen: interpreter.bring_steps(cluster, stack, node, seen, manifest)),
+            ),
             ("install", on_all(lambda node, seen: environment.install_steps(cluster, stack, node, seen, manifest))),
             (
                 "check",
                 on_all(lambda node, seen: environment.check_steps(cluster, stack, node, seen, manifest, hand=hand)),
             ),
+            ("hooks", on_all(lambda node, seen: conda.hook_steps(cluster, stack, node, seen, manifest))),
+            ("name", on_all(lambda node, seen: conda.name_steps(cluster, node, seen))),
             *switch.stages,
         ),
         undo=switch.undo,
@@ -66,7 +73,7 @@ def plan_deploy(
 
 def plan_unbuilt(cluster: Cluster, stack: Stack, target: Target, facts: Facts) -> Plan:
     """Return the plan of a deployment whose wheels do not exist yet; its first step says so, so it cannot be run."""
-    manifest = draft(stack, target)
+    manifest = draft(stack, target).on(cluster)
     deployment = plan_deploy(cluster, stack, manifest, facts)
     build = Later(
         node=CONTROLLER,

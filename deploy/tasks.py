@@ -142,8 +142,9 @@ def deploy(
 
 
 def _plan(cluster: Cluster, stack: Stack, seen: Facts, options: Options) -> Plan:
-    target = common_target(cluster, seen)
-    manifest = load(stack, target)
+    target = common_target(cluster, seen, stack)
+    found = load(stack, target)
+    manifest = found and found.on(cluster)
     if manifest is None and options.plan_only:
         return plan_unbuilt(cluster, stack, target, seen)
     refuse_unfit(examine(cluster, stack, seen, manifest))  # wheels are of no use to a node that cannot take them

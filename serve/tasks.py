@@ -77,7 +77,7 @@ def _converge(name: str, cluster: Cluster, profile_name: str, options: Options, 
     def planner(facts: Facts, *, again: bool) -> Plan:
         release = _release(cluster, stack, facts)
         if options.plan_only:
-            wanted = release or planned(stack, common_target(cluster, facts)).release
+            wanted = release or planned(stack, common_target(cluster, facts, stack)).on(cluster).release
             return plan_unready(Service(cluster, stack, profile, wanted), facts, restart=restart)
         service = Service(cluster, stack, profile, release or _no_release(cluster, facts))
         require_model(service, facts)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
-from core.config import DIST, ROOT, Model, Stack
+from core.config import DIST, ROOT, Cluster, Model, Stack
 from core.errors import BuildFailed
 from core.store import has_size
 from wheels.ingredients import Ingredients, Tool
@@ -70,12 +70,22 @@ class Manifest(Model):
     index_lock: str
     """SHA-256 of the lock files that the index part was fetched by."""
     wheels: tuple[Wheel, ...]
+    _backend: str = PrivateAttr("")
 
     @property
     def release(self) -> str:
-        """The release's id on a node: stack and identity of the set; `-dev` marks one with development builds in it."""
+        """The release's id on a node: stack and identity of the set; `-dev` marks one with development builds in it.
+
+        Of a manifest for a cluster whose environments conda makes it ends with `-conda`: that is another release.
+        """
         mark = "-dev" if any(wheel.development for wheel in self.wheels) else ""
-        return f"{self.stack}-{self.target.tag}-{self.lock_sha256[:10]}{mark}"
+        return f"{self.stack}-{self.target.tag}-{self.lock_sha256[:10]}{mark}{self._backend}"
+
+    def on(self, cluster: Cluster) -> Manifest:
+        """Return it for the releases of a cluster."""
+        copy = self.model_copy()
+        copy._backend = "-conda" if cluster.backend.conda else ""
+        return copy
 
     @property
     def size(self) -> int:

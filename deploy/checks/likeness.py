@@ -55,7 +55,7 @@ def versions(case: Case) -> Iterator[Finding]:
 def target(case: Case) -> Iterator[Finding]:
     """The nodes want different wheels: another architecture, another Python."""
     try:
-        common_target(case.cluster, case.facts)
+        common_target(case.cluster, case.facts, case.stack)
     except UnfitNode as error:
         yield Finding(error.node or "", error.cause, error.next_move, "no release can be deployed to both")
 

@@ -114,6 +114,7 @@ def test_a_release_is_recorded_after_its_checks_and_its_sync() -> None:
         "wheels": 3,
         "imports": list(cpu().imports),
         "environment": cpu().environment,
+        "python": "python3",
         "at": "2026-11-24T10:00:00Z",
         "by": "owner@desk",
     }

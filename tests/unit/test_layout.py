@@ -25,6 +25,7 @@ DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib", "elftools": "pyelftools", 
 ALONE = {
     "build/runner.py": {"canonical"},
     "deploy/network/guard.py": set(),
+    "deploy/unpack_python.py": set(),
     "deploy/verify_release.py": set(),
     "wheels/canonical.py": set(),
 }
