@@ -60,7 +60,7 @@ class Way:
 def way_of(cluster: Cluster, facts: Facts, manifest: Manifest) -> Way:
     """Choose from facts: over the fabric where it is faster than what the nodes are managed over, if it is there."""
     working = [node for node in cluster.nodes if not _is_done(facts[node.name], manifest)]
-    short = [node for node in cluster.nodes if coming(facts[node.name], manifest)]
+    short = [node for node in cluster.nodes if lacking(facts[node.name], manifest)]
     if cluster.push == "direct":
         return Way("push is direct in the cluster's file")
     if len(cluster.nodes) == 1 or not short:

@@ -182,8 +182,9 @@ class TestSteps:
 
     def test_sizes_that_nobody_knows_yet_are_said_to_be_so(self) -> None:
         draft = manifest(wheel("one", size=0), wheel("uv", size=0))
-        (first, _) = push_steps(forced("direct"), pair(has(), has()), draft, Path("/dist"))
+        first, second = push_steps(local(), pair(has(), has()), draft, Path("/dist"))
         assert first.title == "push 2 wheels, sizes not known yet"
+        assert second.title == "take 2 wheels, sizes not known yet"
 
     def test_two_sparks_get_one_copy_from_here(self) -> None:
         cluster, facts = load_cluster("spark"), spark_captures().parsed()
