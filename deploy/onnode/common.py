@@ -143,7 +143,9 @@ class Progress:
     def line(self) -> str:
         """Return how far it is, the rate since it began, and the time left."""
         rate = max(0, self._done - self._first) / max(time.monotonic() - self._began, 0.001)
-        left = f", {(self._total - self._done) / rate / 60:.0f} min left" if rate > 1 else ""
+        seconds = (self._total - self._done) / max(rate, 1)
+        time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        left = f", {time_left} left" if rate > 1 else ""
         return f"{size_words(self._done)} of {size_words(self._total)}, {size_words(rate)}/s{left}"
 
     @contextmanager
