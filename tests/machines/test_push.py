@@ -56,10 +56,10 @@ def assert_same(lab: Lab) -> None:
 
 @contextmanager
 def slow(lab: Lab) -> Iterator[None]:
-    """Send no more than 160 Mbit/s to the machines, so that there is a middle of a push."""
+    """Send no more than 300 Mbit/s to the machines, so that there is a middle of a push."""
     device = bridge(lab.cluster, "management")
     run(
-        ["tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate", "160mbit", "burst", "128kb", "latency", "20ms"]
+        ["tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate", "300mbit", "burst", "128kb", "latency", "20ms"]
     )
     try:
         yield
