@@ -228,6 +228,19 @@ def test_a_release_whose_python_does_not_start_is_not_whole(node: Cluster, relea
     assert not (release / "complete.json").exists()
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(("signal", "stays"), [("TERM", True), ("PIPE", True), ("KILL", True), ("SEGV", False)])
+def test_a_check_that_is_ended_from_outside_says_nothing_of_the_release(
+    node: Cluster, release: Path, signal: str, *, stays: bool
+) -> None:
+    python = release / "venv/bin/python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\nkill -{signal} $$\n")
+    python.chmod(0o755)
+    assert healthy(node).code > 128
+    assert (release / "complete.json").exists() == stays
+
+
 def test_a_release_that_is_not_whole_is_named_with_what_it_lacks() -> None:
     step = dict(plan_switch(local(), facts(OLD), NEW, HAND).stages)["check what is in use"][1]
     assert isinstance(step, Run)
