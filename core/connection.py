@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
+from time import sleep
 from typing import Any
 
 import paramiko
@@ -35,6 +37,8 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 SSH_ERRORS = (SSHException, OSError, EOFError)
 """What paramiko raises when a connection is refused or lost."""
 SUDO_PROMPT = "[sparkstack sudo] "
+PULSE = 5
+"""Seconds between two signs of life."""
 
 
 def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
@@ -131,10 +135,30 @@ def _named(cluster: Cluster, node: Node, way: Route, keys: _Keys, tunnel: Tunnel
 
 
 def _watch(transport: paramiko.Transport, tunnel: Tunnel | None) -> None:
-    """Have a connection that has gone silent end; in a tunnel that is ssh's work, with the same limit."""
-    transport.set_keepalive(5)
-    if tunnel is None and isinstance(transport.sock, socket.socket):
+    """Have a connection that has gone silent end after SILENCE_LIMIT."""
+    transport.set_keepalive(PULSE)
+    if tunnel is not None:
+        answered = Event()
+        for body in (_ask, _judge):
+            Thread(target=body, args=(transport, answered), daemon=True).start()
+    elif isinstance(transport.sock, socket.socket):
         transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT * 1000)
+
+
+def _ask(transport: paramiko.Transport, answered: Event) -> None:
+    """Ask the server for a sign of life again and again: behind a jump host the kernel cannot tell that it is gone."""
+    while transport.is_active():
+        with suppress(*SSH_ERRORS):  # the connection is closed
+            transport.global_request("keepalive@openssh.com")
+        answered.set()
+        sleep(PULSE)
+
+
+def _judge(transport: paramiko.Transport, answered: Event) -> None:
+    while transport.is_active():
+        answered.clear()
+        if not answered.wait(SILENCE_LIMIT):
+            transport.close()
 
 
 def _on_the_way(cluster: Cluster, node: Node, tunnel: Tunnel | None) -> SparkstackError | None:

@@ -15,6 +15,7 @@ from core.question import Question
 from core.remote import Hosts
 from deploy.access import trust as keys
 from deploy.access.peers import plan_forget, plan_keys, plan_peers
+from deploy.access.trust import HostKey
 
 
 @task(
@@ -48,30 +49,39 @@ def trust(
     if nodes:
         _between_nodes(chosen, Options(dry_run), undo=undo)
         return
-    done: set[str] = set()
+    done: dict[str, bool] = {}
     for member in [chosen.node(node)] if node else chosen.nodes:
         if not member.local:
             _way_to(chosen, member, done, replace=replace, yes=yes, dry_run=dry_run)
 
 
-def _way_to(cluster: Cluster, node: Node, done: set[str], *, replace: bool, yes: bool, dry_run: bool) -> None:
-    """Enrol what is on the way to a node, the nearest first: what is behind a jump host is seen only through it."""
+def _way_to(cluster: Cluster, node: Node, done: dict[str, bool], *, replace: bool, yes: bool, dry_run: bool) -> None:
+    """Enrol what is on the way to a node, the nearest first: what is behind a jump host is seen only through it.
+
+    ``done`` says of each server that was looked at whether it is enrolled now.
+    """
     for way, jump in keys.places(cluster, node):
-        if way.known_as in done:
-            continue
-        key = keys.examine(cluster, node, way, jump=jump)
-        done.add(way.known_as)
-        if key.known:
-            answer(f"{node.name}: {key.fingerprint} of {key.title} is enrolled already")
-            continue
-        answer(f"{node.name}: {key.title} shows {key.fingerprint} ({key.kind})")
-        keys.refuse_changed(key, replace=replace)
-        if not dry_run and (yes or _agreed(node.name, key.kind)):
-            keys.enrol(cluster, key, replace=replace)
-            answer(f"{node.name}: enrolled in {cluster.known_hosts}")
-        elif jump:
-            answer(f"{node.name}: what is behind {key.title} can be seen once that is enrolled")
+        if way.known_as not in done:
+            key = keys.examine(cluster, node, way, jump=jump)
+            done[way.known_as] = _enrolled(cluster, key, replace=replace, yes=yes, dry_run=dry_run)
+        if jump and not done[way.known_as]:
+            answer(f"{node.name}: what is behind jump host {way.known_as} can be seen once that is enrolled")
             return
+
+
+def _enrolled(cluster: Cluster, key: HostKey, *, replace: bool, yes: bool, dry_run: bool) -> bool:
+    """Show a key, and enrol it where that is agreed; say whether it is enrolled now."""
+    name = key.node.name
+    if key.known:
+        answer(f"{name}: {key.fingerprint} of {key.title} is enrolled already")
+        return True
+    answer(f"{name}: {key.title} shows {key.fingerprint} ({key.kind})")
+    keys.refuse_changed(key, replace=replace)
+    if dry_run or not (yes or _agreed(name, key.kind)):
+        return False
+    keys.enrol(cluster, key, replace=replace)
+    answer(f"{name}: enrolled in {cluster.known_hosts}")
+    return True
 
 
 def _agreed(name: str, kind: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +15,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from core import config
+from core import config, connection, process
 from core.config import Cluster, load_cluster
 from core.connection import connect, shown_key
 from core.errors import AuthenticationRefused, HostKeyRefused, NodeUnreachable, SparkstackError
@@ -25,7 +28,8 @@ from tests.unit.sshserver import SshServer, ssh_server
 pytestmark = pytest.mark.processes
 
 RELAY = """
-import socket, sys, threading
+import os, pathlib, socket, sys, threading
+pathlib.Path(sys.argv[0] + ".pid").write_text(str(os.getpid()))
 line = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 def up():
     while data := sys.stdin.buffer.read1():
@@ -211,6 +215,25 @@ def test_a_proxy_command_is_the_way_and_ends_with_the_connection(
     configure(f"Host *\n ProxyCommand {sys.executable} {relay} %h %p\n")
     assert "hello" in says(cluster)
     assert run(["pgrep", "-f", str(relay)], check=False).code == 1
+
+
+def test_a_node_that_falls_silent_behind_a_proxy_is_given_up(
+    cluster: Cluster, server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.allowed.add(blob(make_key("id_ed25519")))
+    relay = tmp_path / "relay.py"
+    relay.write_text(RELAY, encoding="utf-8")
+    configure(f"Host *\n ProxyCommand {sys.executable} {relay} %h %p\n")
+    for name, value in {"SILENCE_LIMIT": 1, "PULSE": 0.1}.items():
+        monkeypatch.setattr(connection, name, value)
+    monkeypatch.setattr(process, "GRACE", 0.2)
+    with closing(SshHost(cluster, cluster.head, SudoPassword(None))) as host:
+        host.run(["echo", "hello"])
+        began = time.monotonic()
+        os.kill(int(Path(f"{relay}.pid").read_text(encoding="ascii")), signal.SIGSTOP)
+        with pytest.raises(NodeUnreachable):
+            host.run(["never"])
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
