@@ -35,8 +35,7 @@ UNITS = Path("/etc/systemd/system")
 BOOT_UNIT = "fabric-guard.service"
 BOOT_LINK = UNITS / "multi-user.target.wants" / BOOT_UNIT
 TIMER = "fabric-guard-deadline"
-BOOT = f"""\
-[Unit]
+BOOT = f"""[Unit]
 Description=Take back a change of the network that nobody confirmed
 DefaultDependencies=no
 RequiresMountsFor={FOLDER} /etc /usr
@@ -54,13 +53,10 @@ WantedBy=multi-user.target
 """
 SETTLE = 15.0
 """Seconds that a manager may take until an interface is as its files say."""
-ANSWER = 10.0
+ANSWER = 8.0
 """Seconds until another node, which is as it should be by then, has to have answered."""
 PATIENCE = 60.0
 """Seconds that a command may take: one that hangs must not keep the change from being taken back."""
-IP_AND_ICMP = 28
-"""Bytes of the headers of a ping over IPv4."""
-SPOKEN = {"netplan": ("netplan", "apply"), "networkd": ("networkctl", "reload")}
 
 
 class Failed(Exception):
@@ -102,12 +98,19 @@ def arm() -> None:
         "previous": {**previous, "previous": {}} if previous else {},
         "until": f"{until:%Y-%m-%dT%H:%M:%SZ}",
     }
+    # each of these does nothing without pending.json, and there is none before they are there
+    _guard_boot()
+    _stop_timer()
+    _run(*timer_argv(change["deadline"]))
     _put(FOLDER / "pending.json", json.dumps(record))
+
+
+def _guard_boot() -> None:
+    """Have the next boot take back what waits then."""
     _put(UNITS / BOOT_UNIT, BOOT)
     _run("systemctl", "enable", "--quiet", BOOT_UNIT)
     _sync(BOOT_LINK.parent)
     _run("systemctl", "daemon-reload")
-    _run(*timer_argv(change["deadline"]))
 
 
 def timer_argv(seconds: int) -> tuple[str, ...]:
@@ -122,10 +125,7 @@ def timer_argv(seconds: int) -> tuple[str, ...]:
 def _original(before: Mapping[str, Any], previous: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was there before us: of files and links that an earlier change of ours touched, what it noted."""
     known = previous.get("original", {"files": {}, "links": {}})
-    return {
-        "how": before["how"],
-        **{kind: {**before[kind], **known[kind]} for kind in ("files", "links")},
-    }
+    return {"how": before["how"], **{kind: {**before[kind], **known[kind]} for kind in ("files", "links")}}
 
 
 def apply() -> None:
@@ -152,16 +152,14 @@ def check() -> None:
 
 
 def _silent(name: str, address: str, change: Mapping[str, Any]) -> str:
-    argv = ping_argv(change["source"], address, change["mtu"])
-    if subprocess.run(argv, capture_output=True, check=False).returncode == 0:
-        return ""
-    return f"packets of {change['mtu']} bytes do not come back from {name} ({address})"
+    done = subprocess.run(ping_argv(change["source"], address, change["mtu"]), capture_output=True, check=False)
+    return f"packets of {change['mtu']} bytes do not come back from {name} ({address})" if done.returncode else ""
 
 
 def ping_argv(source: str, address: str, mtu: int) -> tuple[str, ...]:
     """Return a ping whose packet has ``mtu`` bytes and that nobody may divide."""
-    size = str(mtu - IP_AND_ICMP)
-    return ("ping", "-n", "-q", "-c", "1", "-W", "1", "-I", source, "-M", "do", "-s", size, address)
+    size = str(mtu - 28)  # less the headers of IPv4 and ICMP
+    return ("ping", "-n", "-q", "-c", "1", "-W", "1", "-M", "do", "-I", source, "-s", size, address)
 
 
 def _until(wrong: Callable[[], str], seconds: float) -> None:
@@ -185,20 +183,23 @@ def confirm() -> None:
 
 def back(change: str) -> None:
     """Take the change back, whether it waits or is confirmed; nothing to do for any other."""
-    for name in ("pending", "confirmed"):
-        record = _record(name)
-        if record and record["change"]["id"] == change:
-            _restore(record, name)
-            return
-    _disarm()
+    if _record("confirmed").get("change", {}).get("id") == change:
+        _guard_boot()
+        (FOLDER / "confirmed.json").rename(FOLDER / "pending.json")
+        _sync(FOLDER)
+    record = _record("pending")
+    if record.get("change", {}).get("id") == change:
+        _restore(record)
+    if not _record("pending"):  # that of another change keeps its guard
+        _disarm()
 
 
 def revert() -> None:
     """Take a change back that waits; nothing to do when it was confirmed meanwhile."""
-    record = _record("pending")
-    if record:
+    if record := _record("pending"):
         print(f"nobody confirmed the change {record['change']['id']} of the network: it is taken back", flush=True)
-        _restore(record, "pending")
+        _restore(record)
+        _disarm()
 
 
 def boot() -> None:
@@ -207,31 +208,37 @@ def boot() -> None:
     _write(record["before"]["files"])
     if record["before"]["how"] == "netplan":
         _run("netplan", "generate")
-    _unlink(FOLDER / "pending.json")
+    _undone(record)
     _unlink(BOOT_LINK)
     _unlink(UNITS / BOOT_UNIT)
     print("a change of the network was not confirmed before the machine went down: it is taken back", flush=True)
 
 
-def _restore(record: Mapping[str, Any], name: str) -> None:
+def _restore(record: Mapping[str, Any]) -> None:
     before = record["before"]
     _write(before["files"])
     try:
         _reload(before["how"], before["links"])
     finally:
         _by_hand(before["links"])  # also when its manager fails: the way to the node may hang on it
-    if name == "confirmed" and record["previous"]:
+    _undone(record)
+
+
+def _undone(record: Mapping[str, Any]) -> None:
+    """Nothing waits any more; what was confirmed before counts again."""
+    if record["previous"]:
         _put(FOLDER / "confirmed.json", json.dumps(record["previous"]))
-    else:
-        _unlink(FOLDER / f"{name}.json")
-    _disarm()
+    _unlink(FOLDER / "pending.json")
 
 
 def _reload(how: str, links: Iterable[str]) -> None:
     """Have the manager read its files; networkd needs to be told which links they are for."""
-    _run(*SPOKEN[how])
-    if how == "networkd":
-        _run("networkctl", "reconfigure", *(name for name in links if name in _addr()))
+    if how == "netplan":
+        _run("netplan", "apply")
+        return
+    _run("networkctl", "reload")
+    if there := [name for name in links if name in _addr()]:
+        _run("networkctl", "reconfigure", *there)
 
 
 def _by_hand(links: Mapping[str, Any]) -> None:
@@ -338,18 +345,14 @@ def _unlink(path: Path) -> None:
 
 def _sync(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def _record(name: str) -> dict[str, Any]:
     """Return a record of ours; an empty one where there is none."""
-    try:
-        found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    path = FOLDER / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
@@ -361,12 +364,16 @@ def _pending() -> dict[str, Any]:
 
 def _disarm() -> None:
     """End timer and boot's unit; not the timer's service: it may be what runs us, and then its timer is gone."""
-    if (FOLDER / "pending.json").exists():
-        return
     _unlink(BOOT_LINK)
     _unlink(UNITS / BOOT_UNIT)
     _run("systemctl", "daemon-reload")
-    subprocess.run(("systemctl", "stop", "--quiet", f"{TIMER}.timer"), capture_output=True, check=False)
+    _stop_timer()
+
+
+def _stop_timer() -> None:
+    """Stop the timer; there is none where it has run out."""
+    if subprocess.run(("systemctl", "is-active", "--quiet", f"{TIMER}.timer"), check=False).returncode == 0:
+        _run("systemctl", "stop", f"{TIMER}.timer")
 
 
 def _forget() -> None:
@@ -386,13 +393,7 @@ def _run(*argv: str) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "arm": arm,
-    "apply": apply,
-    "check": check,
-    "confirm": confirm,
-    "back": back,
-    "revert": revert,
-    "boot": boot,
+    one.__name__: one for one in (arm, apply, check, confirm, back, revert, boot)
 }
 
 if __name__ == "__main__":

@@ -183,10 +183,16 @@ def _data(
 
 
 def _reversal(node: Node, seen: NodeFacts, wanted: Wanted) -> Iterator[Change]:
-    ours = _ours(wiring_of(node, seen))
+    wiring = wiring_of(node, seen)
+    ours = _ours(wiring)
     if ours:
+        links = {name: state for name, state in ours["original"]["links"].items() if name in wiring.wires}
         checks = {"source": "", "others": {}, "mtu": 0, "by_hand": True, "final": True}
-        yield Change(node, _data(ours["original"], checks, wanted, ours), ("it is as invoke network made it",))
+        yield Change(
+            node,
+            _data({**ours["original"], "links": links}, checks, wanted, ours),
+            ("it is as invoke network made it",),
+        )
 
 
 def _plan(cluster: Cluster, facts: Facts, title: str, changes: Iterable[Change]) -> Plan:

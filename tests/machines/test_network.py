@@ -7,20 +7,23 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from core.config import ROOT
+from core.config import ROOT, WORK
 from core.process import run
+from core.remote import Hosts
 from lab import lifecycle, machine
 from lab.place import bridge
-from tests.machines.command_line import CommandLine, assert_refused
+from tests.machines.command_line import CommandLine, assert_interrupted, assert_refused
 from tests.machines.harness import Lab, eventually
 
 pytestmark = pytest.mark.machines
 
 A, B = "test-a", "test-b"
 OURS = "/etc/systemd/network/05-sparkstack-fabric.network"
+OURS_OF_NETPLAN = "/etc/netplan/90-sparkstack-fabric.yaml"
 THEIRS = "/etc/systemd/network/10-fabric.network"
 GUARD = "/var/lib/sparkstack-network"
 UNITS = "/etc/systemd/system/fabric-guard.service /etc/systemd/system/multi-user.target.wants/fabric-guard.service"
@@ -55,7 +58,7 @@ def mtu(lab: Lab, name: str) -> int:
 
 def untouched(lab: Lab, name: str) -> bool:
     """Whether a machine has nothing of a change: no file, no guard that waits, no MTU."""
-    left = lab.ssh(name, f"ls -d {OURS} {GUARD}/pending.json {UNITS} 2>/dev/null").out
+    left = lab.ssh(name, f"ls -d {OURS} {OURS_OF_NETPLAN} {GUARD}/pending.json {UNITS} 2>/dev/null").out
     timer = lab.ssh(name, "systemctl is-active fabric-guard-deadline.timer").out.strip()
     return left == "" and timer == "inactive" and mtu(lab, name) == 1500
 
@@ -103,6 +106,36 @@ def bare(lab: Lab) -> Iterator[Lab]:
     lab.up()
 
 
+@pytest.fixture
+def with_netplan(bare: Lab) -> Iterator[Lab]:
+    """The second machine has its distribution's netplan, which is taken away afterwards.
+
+    Netplan tells udev to look again; these machines have none, and /sys is read-only in them: nothing takes its place.
+    """
+    packages = downloaded(bare, B)
+    with Hosts(bare.cluster) as hosts:
+        hosts[B].push(packages, PurePosixPath("/tmp/netplan"), bare.said.append)
+    bare.as_root(B, "dpkg --install /tmp/netplan/*.deb")
+    bare.as_root(B, "ln -s /bin/true /usr/bin/udevadm")
+    yield bare
+    bare.up()
+    names = " ".join(run(["dpkg-deb", "--field", str(path), "Package"]).out.strip() for path in packages)
+    bare.as_root(
+        B, f"dpkg --purge {names} && rm -rf /usr/bin/udevadm /etc/netplan /run/systemd/network/*netplan* /tmp/netplan"
+    )
+
+
+def downloaded(lab: Lab, name: str) -> list[Path]:
+    """Return netplan and what it needs, from this host's mirror: a machine has no way out."""
+    place = WORK / "tests" / "netplan-of-machines"
+    (place / "partial").mkdir(parents=True, exist_ok=True)
+    (place / "status").write_text(lab.output(name, "cat /var/lib/dpkg/status"), encoding="utf-8")
+    options = {"Dir::State::status": place / "status", "Dir::Cache::archives": place, "Debug::NoLocking": "1"}
+    words = ["install", "--download-only", "--yes", "--no-install-recommends", "netplan.io"]
+    run(["apt-get", *(f"-o{key}={value}" for key, value in options.items()), *words], timeout=300)
+    return sorted(place.glob("*.deb"))
+
+
 def test_a_fabric_without_addresses_gets_them_and_large_packets_pass_and_it_can_be_taken_back(
     bare: Lab, invoke: CommandLine
 ) -> None:
@@ -133,6 +166,16 @@ def test_a_cable_that_loses_large_packets_is_found_and_nothing_stays(bare: Lab, 
         assert (address(bare, name), untouched(bare, name)) == ([], True)
 
 
+def test_ctrl_c_before_the_confirmation_takes_the_change_back_at_once(bare: Lab, invoke: CommandLine) -> None:
+    cable(bare, 1500)
+    with invoke.begin(*NETWORK) as started:
+        started.says("check the fabric")
+        started.interrupt()
+        assert_interrupted(started.ended())
+    assert untouched(bare, A)
+    assert untouched(bare, B)
+
+
 def test_without_their_controller_the_machines_take_the_change_back(bare: Lab, invoke: CommandLine) -> None:
     cable(bare, 1500)
     with invoke.begin(*NETWORK, SHORT) as started:
@@ -159,6 +202,27 @@ def test_a_machine_that_is_cut_off_or_loses_its_power_meanwhile_has_its_old_netw
     assert untouched(bare, B)
     assert "it is taken back" in bare.as_root(B, "journalctl --boot --unit=fabric-guard.service --output=cat")
     assert eventually(lambda: untouched(bare, A), 30)
+
+
+def test_a_machine_with_netplan_gets_its_file_and_has_the_old_state_after_a_power_loss(
+    with_netplan: Lab, invoke: CommandLine
+) -> None:
+    lab = with_netplan
+    invoke.works(*NETWORK)
+    assert lab.output(B, f"stat -c %a {OURS_OF_NETPLAN}") == "600"
+    assert (address(lab, B), mtu(lab, B)) == ([(str(lab.cluster.node(B).fabric), 24)], 9000)
+    assert "Address=" in lab.as_root(B, "cat /run/systemd/network/10-netplan-fab0.network")
+    assert invoke.works("network").out == "nothing to do\n"
+    invoke.works("network", "--revert", "--yes")
+    assert (address(lab, B), untouched(lab, B)) == ([], True)
+    cable(lab, 1500)
+    with invoke.begin(*NETWORK) as started:
+        started.says("check the fabric")
+        lifecycle.kill(lab.cluster, B, lab.said.append)
+        lifecycle.boot(lab.cluster, B, lab.said.append)
+        started.ended(120)
+    assert untouched(lab, B)
+    assert lab.output(B, "ls /run/systemd/network") == ""
 
 
 @pytest.mark.long
