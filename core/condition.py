@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from core import parsers
+from core import parsers, surroundings
 from core.config import Cluster, Node
 from core.reader import Reader
 
@@ -109,12 +109,14 @@ class Condition:
     """sshd's oom_score_adj: -1000 is never killed, 0 as any other process."""
     model_config: str = ""
     """The model's config.json as it is."""
+    around: surroundings.Surroundings = field(default_factory=surroundings.Surroundings)
 
 
 def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any]:
     """Return what the probe is asked for a Condition: commands and files by fact. Pure."""
     others = [other for other in cluster.nodes if other != node]
     ping = ("ping", "-n", "-c", "1", "-W", "1", "-I", str(node.fabric))
+    around = surroundings.request(cluster.root, cluster.user)
     return {
         "commands": {
             "gpu_processes": ["nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv"],
@@ -124,8 +126,10 @@ def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any
             **{f"reach {other.name}": [*ping, str(other.fabric)] for other in others},
             **{f"large {other.name}": [*ping, "-M", "do", "-s", LARGE, str(other.fabric)] for other in others},
             **{f"route {other.name}": ["ip", "-o", "route", "get", str(other.fabric)] for other in others},
+            **around["commands"],
         },
         "files": {
+            **around["files"],
             "module": ["/proc/driver/nvidia/version"],
             "lanes": ["/sys/class/net/*/device/current_link_width"],
             "rdma": [f"{RDMA}/fw_ver", f"{RDMA}/ports/1/state", f"{RDMA}/ports/1/rate"],
@@ -153,6 +157,7 @@ def condition(reader: Reader) -> Condition:
         module=module_version(reader.file("module")),
         sshd_oom=reader.out("sshd", sshd_oom),
         model_config=reader.file("model_config"),
+        around=surroundings.surroundings(reader),
     )
 
 

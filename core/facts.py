@@ -18,7 +18,7 @@ from typing import Any
 
 from core import access, condition, parsers, pythons, wiring
 from core.config import WORK, Address, Cluster, Node, Subnet
-from core.errors import ConfigError, FactsError
+from core.errors import ConfigError, FactsError, SparkstackError
 from core.host import CONTROLLER, Host, SudoPassword
 from core.local import LocalHost
 from core.probe import probe_argv
@@ -113,6 +113,22 @@ def gather(hosts: Hosts, cluster: Cluster, question: Question) -> Captures:
             for node in cluster.nodes
         }
         return Captures({name: answer.result() for name, answer in asked.items()})
+
+
+def gather_each(hosts: Hosts, cluster: Cluster, question: Question) -> tuple[Captures, dict[str, SparkstackError]]:
+    """Probe all nodes at once: the captures of those that answered, and why each other one did not, by name."""
+    with ThreadPoolExecutor(len(cluster.nodes)) as pool:
+        asked = {
+            node.name: pool.submit(_probe, hosts[node.name], probe_request(cluster, node, question))
+            for node in cluster.nodes
+        }
+    answers, silent = {}, {}
+    for name, answer in asked.items():
+        try:
+            answers[name] = answer.result()
+        except SparkstackError as error:
+            silent[name] = error
+    return Captures(answers), silent
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from core.facts import Facts, NodeFacts
 from core.findings import Finding, Severity, apt_install
 from core.plan import megabytes
 from deploy import conda
-from deploy.checks import fabric, gpu, leftovers, likeness, memory, model
+from deploy.checks import fabric, gpu, leftovers, likeness, measured, memory, model, residents
 from deploy.checks.case import Case, Check
 from deploy.push import coming
 from wheels.manifest import Manifest
@@ -111,7 +111,13 @@ def _asked(one: Callable[[Case, Node, NodeFacts], Iterator[Finding]], meaning: s
     return check
 
 
+def _answers(case: Case) -> Iterator[Finding]:
+    for name, error in case.silent.items():
+        yield Finding(name, error.cause, error.next_move, "nothing else is known of this node")
+
+
 CHECKS: Mapping[str, Check] = {
+    "answers": _answers,
     "fabric address": _asked(
         lambda case, node, seen: _network(case.cluster, node, seen),
         "distributed traffic would have no way, or take the management network: a hang or a crawl, without a message",
@@ -141,6 +147,10 @@ CHECKS: Mapping[str, Check] = {
     "route": fabric.way,
     "reachability": fabric.reach,
     "large packets": fabric.large,
+    "measured way": measured.unmeasured,
+    "measured rate": measured.rates,
+    "measured messages": measured.small_messages,
+    "measured packets": measured.packets,
     "model fits": memory.fits,
     "memory": memory.available,
     "page cache": memory.page_cache,
@@ -148,10 +158,15 @@ CHECKS: Mapping[str, Check] = {
     "model": model.revision,
     "swap": memory.swap,
     "GPU processes": leftovers.gpu_processes,
+    "left behind": residents.left_behind,
+    "started by hand": residents.held_by_hand,
     "half a service": leftovers.half_a_service,
     "other Ray or vLLM": leftovers.like_ours,
     "ports": leftovers.ports,
     "containers": leftovers.containers,
+    "containers that return": residents.returning,
+    "docker": residents.hidden_docker,
+    "shared memory": residents.shared_memory,
     "sshd": leftovers.sshd,
     "one target": likeness.target,
     "versions": likeness.versions,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from core.config import CONFIG, Cluster, Profile, Stack
-from core.errors import Doubtful, UnfitNode
+from core.errors import Doubtful, SparkstackError, UnfitNode
 from core.facts import Facts
 from core.findings import Severity
-from deploy.checks.case import Case, gib
+from deploy.checks.case import Case, Direction, gib
 from deploy.doctor import CHECKS, Diagnosis, worst
 from wheels.manifest import load
 from wheels.target import common_target, python_for, target_of
@@ -26,14 +26,23 @@ CODES = {Severity.WARNING: Doubtful.exit_code, Severity.PROBLEM: UnfitNode.exit_
 """Exit codes by worst severity; 0 without a warning."""
 
 
-def case_of(cluster: Cluster, stack: Stack, profile: Profile, facts: Facts) -> Case:
+def case_of(
+    cluster: Cluster,
+    stack: Stack,
+    profile: Profile,
+    facts: Facts,
+    *,
+    silent: Mapping[str, SparkstackError] | None = None,
+    measured: tuple[Direction, ...] = (),
+) -> Case:
     """Return the case, with the wheels at hand where one target fits all nodes and with the model as far as known."""
-    python = python_for(cluster, facts, stack)
-    alike = len({target_of(facts[node.name], python).tag for node in cluster.nodes}) == 1
-    manifest = load(stack, common_target(cluster, facts, stack)) if alike else None
+    answered = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name not in (silent or {}))})
+    python = python_for(answered, facts, stack)
+    alike = len({target_of(facts[node.name], python).tag for node in answered.nodes}) == 1
+    manifest = load(stack, common_target(answered, facts, stack)) if alike else None
     known = CONFIG / "models" / f"{PurePosixPath(profile.model).name}.json"
     config = known.read_text(encoding="utf-8") if known.is_file() else ""
-    return Case(cluster, stack, profile, facts, manifest and manifest.on(cluster), config)
+    return Case(cluster, stack, profile, facts, manifest and manifest.on(cluster), config, silent or {}, measured)
 
 
 def exit_code(found: tuple[Diagnosis, ...]) -> int:
@@ -51,7 +60,7 @@ def page(case: Case, found: tuple[Diagnosis, ...]) -> str:
         for number in [sum(one.finding.severity == severity for one in found)]
     )
     head = f"{names} {VERDICTS[worst(found)]} ({case.profile.name}, stack {case.stack.name})"
-    return "\n".join([head, *_memory(case), *_findings(found), "", f"{len(CHECKS)} checks: {counts}"])
+    return "\n".join([head, *_memory(case), *_links(case), *_findings(found), "", f"{len(CHECKS)} checks: {counts}"])
 
 
 def _memory(case: Case) -> Iterator[str]:
@@ -64,6 +73,15 @@ def _memory(case: Case) -> Iterator[str]:
         parts = f"{gib(need.weights or 0)} of weights, {gib(need.kv_cache or 0)} of KV cache at least"
         tokens = f", {need.tokens:,} tokens of KV cache to be expected" if need.tokens is not None else ""
         yield f"  {node.name}: {has}, {gib(need.total)} needed ({parts}){tokens}"
+
+
+def _links(case: Case) -> Iterator[str]:
+    """Give a line a direction that was measured."""
+    for one in case.measured:
+        rate = f"{one.large / 1000:.2f} Gb/s" if one.large is not None else "no rate"
+        small = f"{one.small:.0f} µs a message of 10 KiB" if one.small is not None else "no message"
+        packet = f"packets up to {one.largest} bytes" if one.largest is not None else "no packet"
+        yield f"  {one.sender} to {one.receiver}: {rate}, {small}, {packet}"
 
 
 def _findings(found: tuple[Diagnosis, ...]) -> Iterator[str]:
@@ -100,6 +118,8 @@ def as_data(case: Case, found: tuple[Diagnosis, ...]) -> dict[str, Any]:
             }
             for one in found
         ],
+        "silent": sorted(case.silent),
+        "links": [asdict(one) for one in case.measured],
         "memory": {
             node.name: {
                 **asdict(needs[node.name]),

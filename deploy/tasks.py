@@ -1,4 +1,4 @@
-"""Tasks of deploy/: facts, doctor, probe, deploy, releases, rollback, remove."""
+"""Tasks of deploy/: facts, probe, deploy, releases, rollback, remove."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from invoke.context import Context
-from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
@@ -26,8 +25,7 @@ from deploy import inventory
 from deploy import probe as rates
 from deploy.authenticity import signed_release
 from deploy.collect import LEAST, plan_collect
-from deploy.doctor import diagnose, examine
-from deploy.page import as_data, case_of, exit_code, page
+from deploy.doctor import examine
 from deploy.removal import plan_remove
 from deploy.rollback import plan_rollback, wanted_release
 from deploy.rollout import plan_deploy, plan_unbuilt
@@ -80,29 +78,6 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
 def _model(manifest: Mapping[str, Any]) -> str:
     name = str(manifest.get("repository", "a damaged one"))
     return f"{name} (arriving)" if manifest.get("partial") else name
-
-
-@task(
-    help={
-        "cluster": "which machines (config/clusters)",
-        "profile": "which model, and how (config/profiles)",
-        "json": "answer as JSON",
-        "facts": "plan from a saved file, without touching a node",
-    }
-)
-@command
-def doctor(_: Context, cluster: str = "", profile: str = "", json: bool = False, facts: str = "") -> None:
-    """Say whether these machines can serve this profile; the exit code tells the worst finding."""
-    chosen = chosen_cluster(cluster)
-    stack, wanted = stack_of(chosen), load_profile(profile or chosen.profile)
-    options = Options(as_json=json, facts=Path(facts) if facts else None)
-    with Hosts(chosen) as hosts:
-        seen = look(chosen, Question(wanted, stack.packages, whole=True), options, hosts)
-    case = case_of(chosen, stack, wanted, seen)
-    found = diagnose(case)
-    answer_json(as_data(case, found)) if json else answer(page(case, found))
-    if code := exit_code(found):
-        raise Exit(code=code)
 
 
 @task(help={"cluster": "which machines (config/clusters)", "json": "answer as JSON"})

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from core.condition import GpuProcess, Owner
 from core.config import RAY_PORTS, Node
+from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from deploy.checks.case import VLLM, Case, gib, running
+from deploy.checks.residents import left_over
 
 OURS = "sparkstack-"
 CONTAINERS = ("docker-", "libpod-", "cri-containerd-")
@@ -19,7 +21,10 @@ SAFE_OOM = -900
 def gpu_processes(case: Case) -> Iterator[Finding]:
     """A process holds GPU memory and belongs to no service of ours that runs."""
     for node, seen, condition in case.nodes():
+        known = {process.pid for process in condition.around.ours if process.loose}
         for process in condition.gpu_processes:
+            if process.pid in known and not case.serves(seen):
+                continue  # what is left of ours is named there
             owner = condition.owners.get(process.pid, Owner("?", "-"))
             if not owner.unit.startswith(OURS):
                 yield _stranger(node, process, owner)
@@ -41,7 +46,7 @@ def _left_over(node: Node, case: Case, process: GpuProcess) -> Finding:
     return Finding(
         node.name,
         f"{_named(process)} was left by a service of ours whose vLLM has ended",
-        f"invoke stop --cluster {case.cluster.flag}",
+        f"invoke stop --cluster {case.cluster.flag}, or invoke doctor --fix, which stops what is of no use",
         "after a crash the other rank lives on and holds its memory",
     )
 
@@ -60,6 +65,8 @@ def _place(owner: Owner) -> str:
 def half_a_service(case: Case) -> Iterator[Finding]:
     """Some of a service of ours runs, and some does not: the engine crashed, or a node was started anew."""
     head = case.cluster.head.name
+    if head in case.silent:
+        return
     vllm = VLLM in running(case.facts[head])
     for node, seen, _ in case.nodes():
         units = running(seen)
@@ -78,10 +85,10 @@ def half_a_service(case: Case) -> Iterator[Finding]:
 def like_ours(case: Case) -> Iterator[Finding]:
     """Ray or vLLM runs there that is no service of ours: nohup, a container, another suite."""
     for node, seen, condition in case.nodes():
-        on_gpu = {process.pid for process in condition.gpu_processes}
+        named = {process.pid for process in condition.gpu_processes} | {one.pid for one in left_over(case, seen)}
         for process in seen.processes:
             owner = condition.owners.get(process.pid)
-            if owner is not None and not owner.unit.startswith(OURS) and process.pid not in on_gpu:
+            if owner is not None and not owner.unit.startswith(OURS) and process.pid not in named:
                 yield Finding(
                     node.name,
                     f"process {process.pid} of user {owner.user} looks like Ray or vLLM, {_place(owner)}",
@@ -98,15 +105,26 @@ def ports(case: Case) -> Iterator[Finding]:
     ray = range(cluster.ray_port, cluster.ray_port + RAY_PORTS)
     for node, seen, _ in case.nodes():
         wanted = {*ray, cluster.api.port} if node == cluster.head else set(ray)
-        taken = sorted({listener.port for listener in seen.listening} & wanted)
+        ours = {port for process in left_over(case, seen) for port in process.ports}
+        taken = sorted({listener.port for listener in seen.listening} & wanted - ours)
         if taken and not running(seen):
             look = f"sudo ss -ltnp 'sport = :{taken[0]}'"
             yield Finding(
                 node.name,
-                f"something listens at port{'s' * (len(taken) > 1)} {', '.join(map(str, taken))} already",
+                f"{_listener(seen, taken[0])} listens at port{'s' * (len(taken) > 1)} {', '.join(map(str, taken))}",
                 f"on the node: {look} names it; end it, or change the port in the cluster's file",
                 "Ray or the API cannot start there",
             )
+
+
+def _listener(seen: NodeFacts, port: int) -> str:
+    """Say who listens there, as far as the SSH user may know it."""
+    found = next((one for one in seen.condition.around.sockets if one.port == port), None)
+    if found is None:
+        return "something"
+    who = f"process {found.pid} {found.name}" if found.pid else "a process"
+    owner = seen.condition.owners.get(found.pid or 0, Owner(f"number {found.uid}" if found.uid else "root", "-"))
+    return f"{who} of user {owner.user}, {_place(Owner(owner.user, found.unit))},"
 
 
 def containers(case: Case) -> Iterator[Finding]:

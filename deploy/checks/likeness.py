@@ -38,13 +38,12 @@ VERSIONS: Mapping[str, tuple[Callable[[NodeFacts], str | None], Severity]] = {
 
 def versions(case: Case) -> Iterator[Finding]:
     """A node has another version of something than the head."""
-    head = case.facts[case.cluster.head.name]
     for what, (read, severity) in VERSIONS.items():
-        for node in case.cluster.workers:
-            own, heads = read(case.facts[node.name]), read(head)
+        for head, seen in _others(case):
+            own, heads = read(seen), read(head)
             if own and heads and own != heads:
                 yield Finding(
-                    node.name,
+                    seen.name,
                     f"its {what} is {own}, {head.name} has {heads}",
                     "update both to the same",
                     "ranks that differ can fail or hang in ways that look like the network",
@@ -52,23 +51,30 @@ def versions(case: Case) -> Iterator[Finding]:
                 )
 
 
+def _others(case: Case) -> Iterator[tuple[NodeFacts, NodeFacts]]:
+    """Give every node that answered but the first of them, behind that one: the head, while it answers."""
+    seen = [one for _, one, _ in case.nodes()]
+    yield from ((seen[0], other) for other in seen[1:])
+
+
 def target(case: Case) -> Iterator[Finding]:
     """The nodes want different wheels: another architecture, another Python."""
+    nodes = tuple(node for node, _, _ in case.nodes())
+    if not nodes:
+        return
     try:
-        common_target(case.cluster, case.facts, case.stack)
+        common_target(case.cluster.model_copy(update={"nodes": nodes}), case.facts, case.stack)
     except UnfitNode as error:
         yield Finding(error.node or "", error.cause, error.next_move, "no release can be deployed to both")
 
 
 def releases(case: Case) -> Iterator[Finding]:
     """A node is on another release than the head."""
-    head = case.facts[case.cluster.head.name]
-    for node in case.cluster.workers:
-        own = case.facts[node.name].current
-        if own != head.current:
+    for head, seen in _others(case):
+        if seen.current != head.current:
             yield Finding(
-                node.name,
-                f"its release is {own or 'none'}, {head.name} has {head.current or 'none'}",
+                seen.name,
+                f"its release is {seen.current or 'none'}, {head.name} has {head.current or 'none'}",
                 f"invoke deploy --cluster {case.cluster.flag}",
                 "invoke serve refuses: all ranks must have the same wheels",
                 Severity.WARNING,

@@ -28,12 +28,13 @@ SECOND = {"gx10-beee": "c0a8:640a", "gx10-c6fb": "c0a8:640e"}
 
 
 def healthy() -> dict[str, dict[str, Any]]:
-    """Return the shipped captures with an address on the second half too (as in `show_gids`), and an empty cache."""
+    """Return the shipped captures with an address on the second half (as in `show_gids`), an empty cache, linger."""
     nodes = copy.deepcopy({name: dict(facts) for name, facts in spark_captures().nodes.items()})
     for name, facts in nodes.items():
         address = f"0000:0000:0000:0000:0000:ffff:{SECOND[name]}\n"
         port = "/sys/class/infiniband/roceP2p1s0f0/ports/1"
         facts["gids"]["files"] |= {f"{port}/gids/3": address, f"{port}/gid_attrs/types/3": "RoCE v2\n"}
+        facts["lingers"] = {"code": 0, "out": "/var/lib/systemd/linger/gx10\n"}
         memory = facts["meminfo"]["files"]
         memory["/proc/meminfo"] = memory["/proc/meminfo"].replace(
             "MemFree:        89867196", "MemFree:       110000000"
@@ -111,9 +112,12 @@ def test_a_fact_with_any_text_in_it_is_refused_or_judged(fact: str, text: str) -
         assert json.dumps(as_data(case(facts), found))
 
 
+MEASURED = ("way", "rate", "messages", "packets")
+
+
 def test_every_check_finds_something_in_these_tables() -> None:
     tried = {line[0] for row in ROWS for line in row["finds"]}
-    apart = {"wheels", "ranks", "GID index"}
+    apart = {"wheels", "ranks", "GID index", "answers", *(f"measured {what}" for what in MEASURED)}
     assert tried | apart == set(CHECKS)
 
 

@@ -18,12 +18,16 @@ from core.process import run
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = {"core": 0, "wheels": 1, "lab": 1, "build": 2, "deploy": 2, "serve": 3, "tasks": 4, "benchmarks": 5}
 ROOMS = [room for room in FLOORS if room != "tasks"]
-RUN_ON_NODES = {"lab/train.py", "build/runner.py", "deploy/verify_release.py", "deploy/network/guard.py"}
+RUN_ON_NODES = {
+    *("lab/train.py", "build/runner.py", "deploy/verify_release.py"),
+    *("deploy/network/guard.py", "deploy/care/linkend.py"),
+}
 """Plain scripts that run elsewhere: inside a release, with what the stack brings, or where a wheel is built."""
 DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib", "elftools": "pyelftools", "packageurl": "packageurl-python"}
 """Import names that are not those of their distributions."""
 ALONE = {
     "build/runner.py": {"canonical"},
+    "deploy/care/linkend.py": set(),
     "deploy/network/guard.py": set(),
     "deploy/unpack_python.py": set(),
     "deploy/verify_release.py": set(),

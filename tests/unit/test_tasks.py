@@ -37,6 +37,7 @@ COMMANDS = {
         "facts",
         "trust",
         "doctor",
+        "report",
         "probe",
         "demo",
         "rollback",
@@ -55,7 +56,7 @@ PLANNING = [
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
-    *("facts", "doctor", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
+    *("facts", "report", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
     *("wheels.inspect", "wheels.verify", "model.list", "model.verify"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
@@ -212,8 +213,8 @@ class TestTwoSparks:
         code, out, err = invoke("doctor", "--cluster", "spark", *PAIR)
         assert (code, err) == (Doubtful.exit_code, "")
         assert out.startswith("gx10-beee, gx10-c6fb can serve this profile, with doubts (qwen2.5-32b, stack guide)\n")
-        assert out.count("\n  meaning: ") == out.count("\n  next: ") == 2
-        assert out.endswith(" checks: 0 problems, 4 warnings, 0 notes\n")
+        assert out.count("\n  meaning: ") == out.count("\n  next: ") == 3
+        assert out.endswith(" checks: 0 problems, 6 warnings, 0 notes\n")
 
     def test_the_doctor_says_the_same_to_programs(self, invoke: Invoke) -> None:
         code, out, _ = invoke("doctor", "--cluster", "spark", *PAIR, "--json")

@@ -1,0 +1,175 @@
+"""What `invoke doctor --fix` does: ends what our own services left behind, installs Debian packages that are missing.
+
+Nothing that is not known to be ours is ended, and nothing while a service runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from core.config import Node
+from core.errors import UnfitNode
+from core.facts import NodeFacts
+from core.plan import Plan, Run, Step, make_plan
+from core.process import Completed
+from core.surroundings import OurProcess
+from deploy.checks.case import Case
+from deploy.checks.residents import OURS, left_over, what_is_held
+
+Target = tuple[str, int, int]
+"""Node, process, and when it started, in clock ticks since boot."""
+
+# Runs on the node. A descriptor of the process is opened first and its start time read then, so that what is signalled
+# is that process even when its number is given to another one in between.
+_END = """
+import os, select, signal, sys, time
+grace, code, open_ones = float(sys.argv[1]), 0, {}
+def start(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[19]
+def send(pid, number):
+    try:
+        signal.pidfd_send_signal(open_ones[pid], number)
+    except ProcessLookupError:
+        pass
+def wait(seconds):
+    until = time.monotonic() + seconds
+    while open_ones:
+        ready = select.select(list(open_ones.values()), [], [], max(0, until - time.monotonic()))[0]
+        for pid in [pid for pid, handle in open_ones.items() if handle in ready]:
+            os.close(open_ones.pop(pid))
+            print(f"process {pid} has ended", flush=True)
+        if not ready:
+            return
+for word in sys.argv[2:]:
+    pid, _, began = word.partition(":")
+    try:
+        handle = os.pidfd_open(int(pid))
+        if start(pid) != began:
+            os.close(handle)
+            print(f"process {pid} is another one now: left alone", flush=True)
+            continue
+        open_ones[pid] = handle
+    except (ProcessLookupError, FileNotFoundError):
+        print(f"process {pid} had ended already", flush=True)
+for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
+    for pid in list(open_ones):
+        try:
+            send(pid, number)
+        except PermissionError as error:
+            sys.exit(f"process {pid}: {error}")
+    wait(seconds)
+if open_ones:
+    sys.exit("these do not end: " + ", ".join(open_ones))
+"""
+GRACE = 10
+"""Seconds between SIGTERM and SIGKILL."""
+
+_APT = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "apt-get", "--option=DPkg::Lock::Timeout=60")
+"""needrestart (Ubuntu) would restart services by itself: it is told to list them only."""
+
+
+def plan_fix(case: Case, only: frozenset[Target] | None = None) -> Plan:
+    """Return what mends the nodes as far as it is ours to do; ends ``only`` processes that were agreed to, if given."""
+    seen = [(node, one) for node, one, _ in case.nodes()]
+    return make_plan(
+        f"mend {case.cluster.name} ({', '.join(node.name for node, _ in seen)})",
+        (
+            ("stop what serves nobody", (step for node, one in seen for step in _units(case, node, one))),
+            ("end what was left behind", (step for node, one in seen for step in _processes(case, node, one, only))),
+            ("install Debian packages", (step for node, one in seen for step in _packages(case, node, one))),
+        ),
+        _notes(case),
+    )
+
+
+def targets(case: Case) -> frozenset[Target]:
+    """Name the processes that the plan ends."""
+    return frozenset(
+        (node.name, process.pid, process.start) for node, seen, _ in case.nodes() for process in left_over(case, seen)
+    )
+
+
+def end_argv(processes: list[OurProcess], grace: float = GRACE) -> tuple[str, ...]:
+    """Return the argv that ends these processes on their node; it fails when one of them stays."""
+    return ("python3", "-I", "-c", _END, str(grace), *(f"{process.pid}:{process.start}" for process in processes))
+
+
+def _units(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
+    """Stop units whose ranks hold the GPU for a vLLM that has ended."""
+    if case.serves(seen):
+        return
+    owners = seen.condition.owners
+    on_gpu = {owners[one.pid].unit for one in seen.condition.gpu_processes if one.pid in owners}
+    for unit in sorted(name.removesuffix(".service") for name in on_gpu if name.startswith(OURS)):
+        if unit in seen.units and seen.units[unit].active == "active":
+            yield Run(
+                node=node.name,
+                title=f"stop {unit}",
+                reason="its processes hold GPU memory, and vLLM has ended",
+                argv=("systemctl", "stop", unit),
+                privileged=True,
+                timeout=90,
+            )
+
+
+def _processes(case: Case, node: Node, seen: NodeFacts, only: frozenset[Target] | None) -> Iterator[Step]:
+    found = [
+        process for process in left_over(case, seen) if only is None or (node.name, process.pid, process.start) in only
+    ]
+    if found:
+        yield Run(
+            node=node.name,
+            title=f"end {', '.join(f'process {process.pid}' for process in found)}",
+            reason="; ".join(f"{one.command[:60]} holds {what_is_held(seen, one)}" for one in found),
+            argv=end_argv(found),
+            privileged=any(process.uid != seen.condition.around.uid for process in found),
+            timeout=GRACE + 30,
+            failure=partial(_stays, node),
+        )
+
+
+def _stays(node: Node, done: Completed) -> UnfitNode:
+    return UnfitNode(
+        "a left-over process does not end",
+        node=node.name,
+        next_move="look at it on the node (ps, dmesg); one that waits in the driver for ever goes with a reboot only",
+        evidence=done.tail(5),
+    )
+
+
+def _packages(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
+    missing = sorted(set(case.stack.packages) - seen.packages)
+    if not missing:
+        return
+    install = ("install", "--yes", "--no-install-recommends", "--no-remove", *missing)
+    for title, reason, words in (
+        ("ask the package sources anew", "an old list names packages that are no longer there", ("update",)),
+        (f"install {' '.join(missing)}", f"the stack {case.stack.name} needs it", install),
+    ):
+        yield Run(
+            node=node.name,
+            title=title,
+            reason=reason,
+            argv=(*_APT, *words),
+            privileged=True,
+            timeout=900,
+            failure=partial(_apt_failed, node, title),
+        )
+
+
+def _apt_failed(node: Node, title: str, done: Completed) -> UnfitNode:
+    said = [line for line in (done.out + done.err).splitlines() if line.startswith(("E:", "W:", "Err:"))]
+    return UnfitNode(
+        f"apt could not {title}",
+        node=node.name,
+        next_move="on the node: look at /etc/apt/sources.list, sources.list.d and the way to the mirror; then again",
+        evidence="\n".join(said[-8:]) or done.tail(8),
+    )
+
+
+def _notes(case: Case) -> Iterator[str]:
+    for node, seen, _ in case.nodes():
+        if case.serves(seen) and any(process.loose for process in seen.condition.around.ours):
+            yield f"{node.name}: a service of ours runs; nothing is ended there"
