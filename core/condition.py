@@ -1,6 +1,7 @@
 """What the doctor asks of a node besides: clock, swap, GPU processes, RDMA ports, the way to the other nodes.
 
-Only `invoke doctor` and `invoke facts` ask it (a node that is silent costs a second), in the same round trip.
+Only `invoke doctor` and `invoke facts` ask it, in the same round trip: a node that
+is silent costs a second, an MTU of 1500 half of one.
 Pure parsers; no parser touches a machine.
 """
 
@@ -115,7 +116,8 @@ class Condition:
 def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any]:
     """Return what the probe is asked for a Condition: commands and files by fact. Pure."""
     others = [other for other in cluster.nodes if other != node]
-    ping = ("ping", "-n", "-c", "1", "-W", "1", "-I", str(node.fabric))
+    ping, way = ("ping", "-n", "-c", "1", "-W"), ("-I", str(node.fabric))
+    whole = ("0.5", "-M", "do", "-s", LARGE)  # it waits in vain wherever the MTU is 1500
     around = surroundings.request(cluster.root, cluster.user)
     return {
         "commands": {
@@ -123,8 +125,8 @@ def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any
             "owners": ["ps", "-eww", "-o", "pid=,user:32=,unit:64="],
             "sshd": ["ps", "-C", "sshd", "-o", "ppid=,oomadj="],
             "dgx": ["grep", "-v", "SERIAL", "/etc/dgx-release"],
-            **{f"reach {other.name}": [*ping, str(other.fabric)] for other in others},
-            **{f"large {other.name}": [*ping, "-M", "do", "-s", LARGE, str(other.fabric)] for other in others},
+            **{f"reach {other.name}": [*ping, "1", *way, str(other.fabric)] for other in others},
+            **{f"large {other.name}": [*ping, *whole, *way, str(other.fabric)] for other in others},
             **{f"route {other.name}": ["ip", "-o", "route", "get", str(other.fabric)] for other in others},
             **around["commands"],
         },
