@@ -1,8 +1,7 @@
 """What the doctor asks of a node besides: clock, swap, GPU processes, RDMA ports, the way to the other nodes.
 
-Only `invoke doctor` and `invoke facts` ask it, in the same round trip: a node that
-is silent costs a second, an MTU of 1500 half of one.
-Pure parsers; no parser touches a machine.
+Only `invoke doctor`, `facts` and `report` ask it, in the same round trip: a node that is silent costs a second, an MTU
+of 1500 half of one. Pure parsers; no parser touches a machine.
 """
 
 from __future__ import annotations
