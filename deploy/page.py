@@ -13,7 +13,7 @@ from core.facts import Facts
 from core.findings import Severity
 from deploy.checks.case import Case, Direction, gib
 from deploy.doctor import CHECKS, Diagnosis, worst
-from wheels.manifest import load
+from wheels.manifest import Manifest, load
 from wheels.target import common_target, python_for, target_of
 
 VERDICTS = {
@@ -37,12 +37,16 @@ def case_of(
 ) -> Case:
     """Return the case, with the wheels at hand where one target fits all nodes and with the model as far as known."""
     answered = cluster.model_copy(update={"nodes": tuple(n for n in cluster.nodes if n.name not in (silent or {}))})
-    python = python_for(answered, facts, stack)
-    alike = len({target_of(facts[node.name], python).tag for node in answered.nodes}) == 1
-    manifest = load(stack, common_target(answered, facts, stack)) if alike else None
+    manifest = _wheels_for(answered, stack, facts) if answered.nodes else None
     known = CONFIG / "models" / f"{PurePosixPath(profile.model).name}.json"
     config = known.read_text(encoding="utf-8") if known.is_file() else ""
     return Case(cluster, stack, profile, facts, manifest and manifest.on(cluster), config, silent or {}, measured)
+
+
+def _wheels_for(cluster: Cluster, stack: Stack, facts: Facts) -> Manifest | None:
+    python = python_for(cluster, facts, stack)
+    alike = len({target_of(facts[node.name], python).tag for node in cluster.nodes}) == 1
+    return load(stack, common_target(cluster, facts, stack)) if alike else None
 
 
 def exit_code(found: tuple[Diagnosis, ...]) -> int:
