@@ -19,7 +19,7 @@ SCRIPTS = ROOT / "deploy" / "onnode"
 MODULES = ("common", "serving", "calling", "store", "receive", "join")
 """In the order in which they import each other."""
 
-ARGV = ("python3", "-c", (SCRIPTS / "boot.py").read_text(encoding="utf-8"), "sparkstack-push")
+ARGV = ("python3", "-I", "-S", "-c", (SCRIPTS / "boot.py").read_text(encoding="utf-8"), "sparkstack-push")
 """The last word is for whoever looks at a node's processes."""
 
 INTERVAL = 0.5

@@ -375,7 +375,7 @@ def test_modules_are_sent_in_the_order_in_which_they_import_each_other() -> None
         text = sending.source(name)
         later = [other for other in sending.MODULES[number:] if f"deploy.onnode.{other} " in text]
         assert later == [], name
-    assert ARGV[2] == Path(boot.__file__).read_text(encoding="utf-8")
+    assert ARGV[4] == Path(boot.__file__).read_text(encoding="utf-8")
     sent = {path.stem for path in sending.SCRIPTS.glob("*.py")} - {"__init__", "boot"}
     assert {*sending.MODULES} == sent
     assert store.READERS > 1
