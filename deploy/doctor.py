@@ -85,10 +85,11 @@ def _no_python(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> F
 
 def _wheels(cluster: Cluster, stack: Stack, manifest: Manifest, node: Node, seen: NodeFacts) -> Iterator[Finding]:
     target = manifest.target
-    if seen.architecture != target.architecture or not can_have(cluster, stack, seen, target.python):
+    pythons = [minor for minor in map(minor_of, stack.python) if can_have(cluster, stack, seen, minor)]
+    if seen.architecture != target.architecture or (pythons and target.python not in pythons):
         yield Finding(
             node.name,
-            f"it is {target_of(seen).tag}, the wheels in hand are for {target.tag}",
+            f"it is {target_of(seen, (pythons or [seen.python])[0]).tag}, the wheels in hand are for {target.tag}",
             f"invoke build-wheels --cluster {cluster.flag}",
         )
     needed = 0 if manifest.release in seen.releases else int(manifest.size * UNPACKED)
