@@ -166,6 +166,7 @@ def test_a_cable_that_loses_large_packets_is_found_and_nothing_stays(bare: Lab, 
         assert (address(bare, name), untouched(bare, name)) == ([], True)
 
 
+@pytest.mark.long
 def test_ctrl_c_before_the_confirmation_takes_the_change_back_at_once(bare: Lab, invoke: CommandLine) -> None:
     cable(bare, 1500)
     with invoke.begin(*NETWORK) as started:
@@ -204,6 +205,7 @@ def test_a_machine_that_is_cut_off_or_loses_its_power_meanwhile_has_its_old_netw
     assert eventually(lambda: untouched(bare, A), 30)
 
 
+@pytest.mark.long
 def test_a_machine_with_netplan_gets_its_file_and_has_the_old_state_after_a_power_loss(
     with_netplan: Lab, invoke: CommandLine
 ) -> None:
