@@ -1,4 +1,5 @@
-"""What `invoke doctor --fix` does: ends what our own services left behind, installs Debian packages that are missing.
+"""What `invoke doctor --fix` does: ends what our own services left behind, installs missing Debian packages, has logind
+leave the services' shared memory alone.
 
 Nothing that is not known to be ours is ended, and nothing while a service runs.
 """
@@ -15,7 +16,7 @@ from core.plan import Plan, Run, Step, make_plan
 from core.process import Completed
 from core.surroundings import OurProcess
 from deploy.checks.case import Case
-from deploy.checks.residents import OURS, left_over, what_is_held
+from deploy.checks.residents import OURS, left_over, loses_memory, what_is_held
 
 Target = tuple[str, int, int]
 """Node, process, and when it started, in clock ticks since boot."""
@@ -79,6 +80,7 @@ def plan_fix(case: Case, only: frozenset[Target] | None = None) -> Plan:
             ("stop what serves nobody", (step for node, one in seen for step in _units(case, node, one))),
             ("end what was left behind", (step for node, one in seen for step in _processes(case, node, one, only))),
             ("install Debian packages", (step for node, one in seen for step in _packages(case, node, one))),
+            ("keep shared memory", (_linger(case, node) for node, one in seen if loses_memory(one))),
         ),
         _notes(case),
     )
@@ -136,6 +138,17 @@ def _stays(node: Node, done: Completed) -> UnfitNode:
         node=node.name,
         next_move="look at it on the node (ps, dmesg); one that waits in the driver for ever goes with a reboot only",
         evidence=done.tail(5),
+    )
+
+
+def _linger(case: Case, node: Node) -> Run:
+    user = case.cluster.user
+    return Run(
+        node=node.name,
+        title=f"let {user} linger",
+        reason=f"logind removes what the services share when the last session of {user} ends (RemoveIPC)",
+        argv=("loginctl", "enable-linger", user),
+        privileged=True,
     )
 
 

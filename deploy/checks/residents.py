@@ -111,14 +111,20 @@ def hidden_docker(case: Case) -> Iterator[Finding]:
 
 def shared_memory(case: Case) -> Iterator[Finding]:
     """Logind removes what our services share as soon as their user's last SSH session ends."""
-    for node, _, condition in case.nodes():
-        around = condition.around
-        if around.removes_ipc and around.lingers is False and (around.uid or 0) >= FIRST_USER:
+    for node, seen, _ in case.nodes():
+        if loses_memory(seen):
             yield Finding(
                 node.name,
                 f"logind removes shared memory and semaphores of {case.cluster.user} at every logout, and our services "
                 f"run as {case.cluster.user}",
-                f"on the node: sudo loginctl enable-linger {case.cluster.user}",
+                f"invoke doctor --fix --cluster {case.cluster.flag}, or on the node: sudo loginctl enable-linger "
+                f"{case.cluster.user}",
                 "a worker dies, or waits for ever, some time after somebody has logged out, without a message",
                 Severity.WARNING,
             )
+
+
+def loses_memory(seen: NodeFacts) -> bool:
+    """Say whether logind takes what the SSH user's processes share away when that user's last session ends."""
+    around = seen.condition.around
+    return bool(around.removes_ipc and around.lingers is False and (around.uid or 0) >= FIRST_USER)

@@ -114,6 +114,16 @@ def test_a_rank_of_a_service_whose_vllm_has_ended_is_stopped_with_its_unit() -> 
     assert (step.node, step.argv, step.privileged) == ("lab-b", ("systemctl", "stop", "sparkstack-ray-worker"), True)
 
 
+def test_logind_is_told_to_leave_the_memory_of_services_alone_where_it_would_take_it() -> None:
+    found = case()
+    seen = found.facts["lab-b"]
+    around = replace(seen.condition.around, uid=1000, removes_ipc=True, lingers=False)
+    facts = {**found.facts, "lab-b": replace(seen, condition=replace(seen.condition, around=around))}
+    (step,) = plan_fix(replace(found, facts=facts)).steps
+    assert isinstance(step, Run)
+    assert (step.node, step.argv, step.privileged) == ("lab-b", ("loginctl", "enable-linger", local().user), True)
+
+
 def test_missing_packages_are_installed_by_a_command_that_asks_nothing_and_removes_nothing() -> None:
     plan = plan_fix(case(packages=frozenset({"libgomp1"})))
     update, install = [step for step in plan.steps if isinstance(step, Run) and step.node == "lab-a"]
