@@ -16,7 +16,7 @@ from deploy.access.peers import forget
 
 OURS = frozenset(
     {
-        *("releases", "wheels", "cache", "signed", "models", "build", "store", "python"),
+        *("releases", "wheels", "cache", "signed", "models", "build", "store", "python", "tools"),
         *("current", ".current.new", "history.jsonl", "history.jsonl.sparkstack-new"),
     }
 )

@@ -300,9 +300,12 @@ def test_shared_memory_that_logind_would_remove_is_found(lab: Lab, invoke: Comma
     def warned() -> set[str]:
         return {one["node"] for one in asked(invoke)[1]["findings"] if one["check"] == "shared memory"}
 
+    user = lab.cluster.user
+    for name in (A, B):
+        lab.as_root(name, f"loginctl disable-linger {user}")
     assert warned() == {A, B}
-    lab.as_root(B, f"loginctl enable-linger {lab.cluster.user}")
-    try:
-        assert warned() == {A}
-    finally:
-        lab.as_root(B, f"loginctl disable-linger {lab.cluster.user}")
+    lab.as_root(B, f"loginctl enable-linger {user}")
+    assert warned() == {A}
+    assert f"let {user} linger" in invoke.works("doctor", "--fix", "--dry-run").out
+    invoke("doctor", "--fix", "--yes")
+    assert warned() == set()

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,8 @@ def name_fault(path: str) -> str:
     parts = path.split("/")
     if not path or any(part in ("", ".", "..") for part in parts):
         return "it is no path below a folder"
-    if any(unicodedata.category(character)[0] == "C" for character in path):
-        return "it holds control characters"
+    if not path.isprintable():
+        return "it holds characters that cannot be shown"
     if any(len(part.encode()) > 255 for part in parts) or len(path.encode()) > 1000:
         return "it is too long"
     return f"{parts[0]} is the suite's own" if parts[0] == MANIFEST else ""
