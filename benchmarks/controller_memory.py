@@ -75,10 +75,10 @@ def _watched(cluster: Cluster) -> dict[str, Any]:
 
 
 def _memory(parent: int) -> Mapping[int, int]:
-    """Return the bytes of every descendant; what several share counts in parts (PSS)."""
+    """Return the bytes of every descendant (RSS): what several share counts in each."""
     found: dict[int, int] = {}
     for process in _children(parent):
-        found |= {process: _shared_out(process), **_memory(process)}
+        found |= {process: _resident(process), **_memory(process)}
     return found
 
 
@@ -87,8 +87,8 @@ def _children(parent: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-def _shared_out(process: int) -> int:
-    match = re.search(r"^Pss:\s+(\d+) kB", _read(Path(f"/proc/{process}/smaps_rollup")), re.MULTILINE)
+def _resident(process: int) -> int:
+    match = re.search(r"^Rss:\s+(\d+) kB", _read(Path(f"/proc/{process}/smaps_rollup")), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
 
