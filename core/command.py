@@ -115,7 +115,7 @@ def converge(
         show_plan(plan, options)
         return plan
     said = f"invoke {name}"
-    with locked(cluster, said), Hosts(cluster) as hosts, held(cluster, hosts, said) as guard:
+    with locked(cluster, said), Hosts(cluster) as hosts, held(cluster, hosts, said, report=Screen().line) as guard:
         plan = planner(look(cluster, question, options, hosts))
         if not plan.empty:
             checker = again or planner

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from threading import Event, Thread
+from time import monotonic, sleep
 
 from core.config import Cluster, Node
 from core.errors import FactsError, LockHeld
 from core.hand import Hand
-from core.host import Held
+from core.host import Held, Host
 from core.parsers import record
 from core.remote import Hosts
 
@@ -26,6 +30,8 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 PATIENCE = 30.0
 """Seconds of silence after which a lock is let go."""
+WAIT = 1.0
+"""Seconds between two tries to take one that is about to be let go."""
 
 # Runs on the node, as the SSH user, as long as stdin is open and not silent. It begins when it is told to.
 _HOLD = """
@@ -87,27 +93,40 @@ def hold_argv(said: str, name: str = NAME, patience: float = PATIENCE) -> tuple[
 
 
 @contextmanager
-def held(cluster: Cluster, hosts: Hosts, command: str, name: str = NAME) -> Iterator[Callable[[], None]]:
+def held(
+    cluster: Cluster, hosts: Hosts, command: str, name: str = NAME, report: Callable[[str], None] = lambda _: None
+) -> Iterator[Callable[[], None]]:
     """Hold the lock of every node for ``command``; gives a guard that raises LockHeld once one of them is lost.
 
-    Raises LockHeld naming node, command, holder and time; then none of the nodes is held.
+    One that a command of this host has left behind (its connection died with the cable, say) is waited for. Raises
+    LockHeld naming node, command, holder and time; then none of the nodes is held.
     """
-    said = json.dumps({"command": command, "pid": os.getpid(), "by": (hand := Hand.mine()).by, "since": hand.at})
+    said = json.dumps({"command": command, "pid": os.getpid(), **asdict(Hand.mine()), "space": _space()})
     # in one order everywhere, so that of two commands that begin at once one gets all of them
     nodes = sorted(cluster.nodes, key=lambda node: node.management)
     with ExitStack() as stack, ThreadPoolExecutor(len(nodes)) as pool:
-        begun = [pool.submit(hosts[node.name].hold, hold_argv(said, name)) for node in nodes]
+        argv = hold_argv(said, name)
+        begun = [pool.submit(hosts[node.name].hold, argv) for node in nodes]
         for one in begun:
             if one.exception() is None:
                 stack.callback(one.result().close)
         locks = {node.name: one.result() for node, one in zip(nodes, begun, strict=True)}
-        for node in nodes:
-            _take(node, locks[node.name])
-        beats = stack.enter_context(_beating(locks))
-        yield beats
+        taken: dict[str, Held] = {}
+        with _beating(taken) as guard:
+            for node in nodes:
+                if not _take(node, locks[node.name]):
+                    report(f"{node.name}: an earlier command's connection broke; its lock ends within {PATIENCE:.0f} s")
+                    locks[node.name] = _wait(node, partial(_hold, hosts[node.name], argv, stack))
+                taken[node.name] = locks[node.name]
+            yield guard
 
 
-def _take(node: Node, lock: Held) -> None:
+def _hold(host: Host, argv: Sequence[str], stack: ExitStack) -> Held:
+    return stack.enter_context(closing(host.hold(argv)))
+
+
+def _take(node: Node, lock: Held) -> bool:
+    """Take the lock; False where a command holds it that has ended here. Raises LockHeld."""
     lock.beat()
     text = lock.line()
     try:
@@ -119,32 +138,67 @@ def _take(node: Node, lock: Held) -> None:
             next_move="see that python3 runs there and that no login script prints (~/.bashrc)",
             evidence=text,
         ) from error
-    if not answer.get("held"):
-        raise LockHeld(
-            f"{_who(str(answer.get('holder', '')))} works on this node",
-            node=node.name,
-            next_move=f"wait for it to end, or stop it there; where its controller is gone, the node notices within "
-            f"{PATIENCE:.0f} s (its process on the node is {answer.get('pid') or 'not known'})",
-        )
+    if answer.get("held"):
+        return True
+    holder = str(answer.get("holder", ""))
+    if _ended_here(holder):
+        return False
+    raise LockHeld(
+        f"{_who(holder)} works on this node",
+        node=node.name,
+        next_move=f"wait for it to end, or stop it there; where its controller is gone, the node notices within "
+        f"{PATIENCE:.0f} s (its process on the node is {answer.get('pid') or 'not known'})",
+    )
+
+
+def _wait(node: Node, again: Callable[[], Held]) -> Held:
+    """Try until the node has noticed that nobody speaks to it any more; what such a command ran there ends with it."""
+    deadline = monotonic() + PATIENCE + 5
+    while monotonic() < deadline:
+        sleep(WAIT)
+        lock = again()
+        if _take(node, lock):
+            return lock
+    raise LockHeld(
+        "the lock of a command that has ended is still held on this node",
+        node=node.name,
+        next_move="run the same command again; if this stays, restart the node",
+    )
+
+
+def _space() -> str:
+    """Return what tells the process numbers of this host from those of another one, or of a container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+
+
+def _ended_here(text: str) -> bool:
+    """Whether a holder is a process of this host that has ended."""
+    try:
+        holder = record(text)
+        pid = int(holder["pid"])
+    except (ValueError, KeyError, TypeError):
+        return False
+    return holder.get("space") == _space() and not Path(f"/proc/{pid}").exists()
 
 
 def _who(text: str) -> str:
     """Return the holder in words; what does not say who it is, is another command."""
     try:
         holder = record(text)
-        return f"{holder['command']} by {holder['by']} (process {holder['pid']} there, since {holder['since']})"
+        return f"{holder['command']} by {holder['by']} (process {holder['pid']} there, since {holder['at']})"
     except (ValueError, KeyError):
         return "another command that does not say who it is"
 
 
 @contextmanager
 def _beating(locks: dict[str, Held]) -> Iterator[Callable[[], None]]:
-    """Give signs of life to all locks until the end."""
+    """Give signs of life to all locks that are taken, until the end."""
     ended, lost = Event(), list[str]()
 
     def beat() -> None:
         while not ended.wait(BEAT):
-            lost.extend(node for node, lock in locks.items() if node not in lost and not lock.beat())
+            lost.extend(node for node, lock in tuple(locks.items()) if node not in lost and not lock.beat())
 
     def guard() -> None:
         if lost:

@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
         return lab_captures()
 
     monkeypatch.setattr(command, "gather", gather)
-    monkeypatch.setattr(command, "held", lambda *_: nullcontext(lambda: None))
+    monkeypatch.setattr(command, "held", lambda *_, **__: nullcontext(lambda: None))
     return questions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import signal
 import subprocess
@@ -134,6 +135,56 @@ def test_a_holder_that_does_not_answer_is_another_command(name: str) -> None:
     finally:
         lock.close()
     assert free(name)
+
+
+@contextmanager
+def left_behind(name: str, pid: int, space: str, patience: float) -> Iterator[None]:
+    """A node's lock that nobody gives signs of life to any more."""
+    said = {"command": "invoke deploy", "pid": pid, "by": "me@here", "at": "2026-11-24T12:00:00Z", "space": space}
+    lock = Piped(hold_argv(json.dumps(said), name, patience))
+    lock.beat()
+    assert json.loads(lock.line()) == {"held": True}
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+@pytest.mark.processes
+def test_a_lock_that_an_ended_command_of_this_host_left_behind_is_waited_for(name: str) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    said: list[str] = []
+    with (
+        left_behind(name, ended.pid, nodelock._space(), 1),
+        held(one_node(), Here("lab-a"), "invoke deploy", name, said.append) as guard,
+    ):
+        guard()
+    assert said == ["lab-a: an earlier command's connection broke; its lock ends within 30 s"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("where", ["here", "another host"])
+def test_a_lock_of_a_command_that_may_live_is_not_waited_for(name: str, where: str) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    pid, space = (os.getpid(), nodelock._space()) if where == "here" else (ended.pid, where)
+    with left_behind(name, pid, space, 30):
+        with pytest.raises(LockHeld, match="invoke deploy by me@here") as caught, take(name):
+            pytest.fail("two at once")
+        assert f"(process {pid} there, since 2026-11-24" in caught.value.cause
+
+
+@pytest.mark.processes
+def test_a_lock_that_stays_held_is_told_in_the_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodelock, "PATIENCE", -4.0)
+    monkeypatch.setattr(nodelock, "WAIT", 0.3)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with left_behind(name, ended.pid, nodelock._space(), 30):
+        with pytest.raises(LockHeld, match="a command that has ended is still held") as caught, take(name):
+            pytest.fail("two at once")
+        assert caught.value.node == "lab-a"
 
 
 @pytest.mark.processes

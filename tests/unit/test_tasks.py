@@ -238,7 +238,7 @@ class TestTwoSparks:
         self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(command, "gather", lambda *_: spark_captures())
-        monkeypatch.setattr(command, "held", lambda *_: nullcontext(lambda: None))
+        monkeypatch.setattr(command, "held", lambda *_, **__: nullcontext(lambda: None))
         code, _, err = invoke("deploy", "--cluster", "spark")
         assert code == BuildFailed.exit_code
         assert "no wheels of guide for aarch64-cp312: there are none" in err
