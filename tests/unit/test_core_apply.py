@@ -267,7 +267,7 @@ def test_a_command_that_fails_does_not_end_a_wait(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 from invoke.exceptions import Exit
 import core.command
@@ -276,6 +276,7 @@ from core.apply import apply
 from tests.unit.test_core_apply import call, context, plan, poll, run
 
 core.command.WORK = folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where these tests run in a shell's background
 
 @command
 def waits():
