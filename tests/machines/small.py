@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.config import Stack
-from core.process import run
 from tests.machines.checkout import Checkout
 from tests.machines.command_line import CommandLine, Started
 from tests.machines.harness import Lab, eventually
@@ -112,8 +111,8 @@ class Small:
         return int(self.lab.output(name, f"du -sb --exclude=releases --exclude=cache {FOLDER} | cut -f1"))
 
     def note_files(self, name: str) -> None:
-        """Remember the hash of every file of the old release and of its wheels."""
-        find = f"find {FOLDER}/releases/{self.before} {FOLDER}/wheels -type f ! -name __pycache__"
+        """Remember the hash of every file of the old release and of its wheels, in the store and by name."""
+        find = f"find {FOLDER}/releases/{self.before} {FOLDER}/wheels {FOLDER}/store -type f ! -name __pycache__"
         self.lab.output(name, f"{find} -print0 | xargs -0 sha256sum > /var/tmp/small.sums && sync /var/tmp/small.sums")
 
     def assert_no_file_lost(self, name: str) -> None:
@@ -127,8 +126,9 @@ class Small:
             self.lab.as_root(name, f"rm -f {HOLD} {HELD} /usr/local/bin/* && chown spark {FOLDER}")
             self.lab.output(
                 name,
-                f"cd {FOLDER} && rm -rf releases/{self.after} {self.after}.sha256 cache .current.new && "
-                f"rm -rf wheels/networkx-* wheels/sympy-* wheels/.[!.]* && ln -sfn releases/{self.before} .back && "
+                f"cd {FOLDER} && rm -rf releases/{self.after} cache .current.new store/.incoming && "
+                "rm -f wheels/networkx-* wheels/sympy-* && find store -type f -links 1 -delete && "
+                f"ln -sfn releases/{self.before} .back && "
                 f"mv -T .back current && sed -i /{self.after}/d history.jsonl && sync .",
             )
             self.lab.as_root(name, "systemctl restart small")
@@ -146,18 +146,6 @@ class Small:
             yield hold
         finally:
             hold.end()
-
-    @contextmanager
-    def slow_links(self, rate: str = "8mbit") -> Iterator[None]:
-        """Slow what comes to the machines, by either network, so that a push takes its time."""
-        links = [self.lab.place(name).link(kind) for name in (A, B) for kind in ("management", "fabric")]
-        for link in links:
-            run(["tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "32k", "latency", "300ms"])
-        try:
-            yield
-        finally:
-            for link in links:
-                run(["tc", "qdisc", "del", "dev", link, "root"], check=False)  # a machine that was killed has none
 
     def half_pushed(self, name: str, started: Started) -> None:
         """Wait until a part of the new wheels has come to a machine."""

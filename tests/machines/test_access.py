@@ -99,12 +99,16 @@ def agent(behind: Behind) -> Iterator[dict[str, str]]:
 
 
 def pushes(behind: Behind, lab: Lab, environment: Mapping[str, str] | None = None) -> None:
-    """Facts over our own connection, files by rsync, and sudo with a password, all through the door."""
+    """Facts over our own connection, a wheel by ssh, scripts by rsync, sudo with a password: all through the door."""
     assert lab.cluster.node(B).name in behind.works("facts", environment=environment).out
     wheel = lab.output(B, f"ls {SUITE}/wheels/*.whl | head -1")
-    lab.output(B, f"rm {wheel}")
+    lab.output(B, f"find {SUITE}/store -samefile {wheel} -delete && rm {wheel}")
     behind.works("deploy", environment=environment)
     lab.output(B, f"test -f {wheel}")
+    lab.output(A, "mkdir -p /tmp/small-model && echo {} > /tmp/small-model/config.json")
+    behind.works("model.fetch", "small/model", "--from=/tmp/small-model", environment=environment)
+    lab.output(B, f"test -f {SUITE}/models/small/model/config.json")
+    behind.works("model.remove", "small/model", environment=environment)
 
 
 @pytest.mark.usefixtures("deployed")

@@ -26,8 +26,8 @@ PUSH = "push"
 POINTS = {
     "look": Point("getconf", "GNU_LIBC_VERSION"),
     "prepare": Point("install", f"*{FOLDER}"),
+    "push begins": Point("python3", "*sparkstack-push*"),
     PUSH: None,
-    "verify": Point("sha256sum", "--check*"),
     "install begins": Point("cp", "*/boot_id"),
     "install": Point("rm", "-rf*/installer"),
     "check": Point("sync", "--file-system*"),
@@ -68,7 +68,7 @@ def come_to(small: Small, point: str, stack: ExitStack) -> Started:
         small.lab.as_root(B, f"chown root {FOLDER}")
     where = POINTS[point]
     if where is None:
-        stack.enter_context(small.slow_links())
+        stack.enter_context(small.lab.slow_links("8mbit"))
         started = stack.enter_context(small.new.begin("deploy"))
         small.half_pushed(B, started)
         return started
@@ -125,7 +125,7 @@ def test_a_link_that_is_cut_while_wheels_travel(small: Small) -> None:
     small.assert_finishes()
 
 
-@pytest.mark.parametrize("point", ["verify", pytest.param("prepare the switch", marks=pytest.mark.long)])
+@pytest.mark.parametrize("point", ["install begins", pytest.param("prepare the switch", marks=pytest.mark.long)])
 def test_a_link_that_is_cut_later_and_is_back_before_anybody_looks(small: Small, point: str) -> None:
     """A switch that loses its connection for less than the silence that counts as a loss goes on as if nothing was."""
     with ExitStack() as stack:

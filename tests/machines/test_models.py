@@ -123,7 +123,7 @@ def test_ctrl_c_ends_the_looking_on_and_not_the_fetch(lab: Lab, hub: Running, in
 
 
 def test_a_link_cut_in_mid_relay_and_healed_costs_seconds(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    with invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
+    with lab.slow_links("200mbit"), invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, B, started, 1)
         lifecycle.cut(lab.cluster, B, lab.said.append)
         lifecycle.heal(lab.cluster, B, lab.said.append)
