@@ -111,8 +111,8 @@ def processes(groups: Iterable[Path]) -> set[int]:
     """Return every process in the groups and below them."""
     found: set[int] = set()
     for group in groups:
-        for members in [group / "cgroup.procs", *group.glob("**/cgroup.procs")]:
-            found.update(int(word) for word in _read(members).split())
+        for folder, _, _ in os.walk(group):  # a group below may vanish while we look: os.walk goes on without it
+            found.update(int(word) for word in _read(Path(folder) / "cgroup.procs").split())
     return found - {0}
 
 
@@ -131,8 +131,8 @@ def kill(groups: Iterable[Path], seconds: float = 10) -> None:
 def remove(groups: Iterable[Path]) -> None:
     """Remove the groups, deepest first; they must be empty."""
     for group in groups:
-        for path in sorted([group, *group.glob("**/")], reverse=True):
-            _rmdir(path)
+        for folder, _, _ in os.walk(group, topdown=False):
+            _rmdir(Path(folder))
 
 
 def _hand_down(group: Path) -> None:
