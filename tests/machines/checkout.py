@@ -53,8 +53,10 @@ class Checkout:
         return self.folder / ".work" / "clusters" / name
 
     def share_wheels(self, project: Path, stack: str) -> None:
-        """Give the copy the project's wheels of a stack, without a second copy of the bytes."""
-        shutil.copytree(project / "dist" / stack, self.folder / "dist" / stack, copy_function=os.link)
+        """Give the copy the project's wheels of a stack, without a second copy of the bytes, in place of its own."""
+        place = self.folder / "dist" / stack
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(project / "dist" / stack, place, copy_function=os.link)
 
 
 def copy_project(source: Path, folder: Path) -> None:

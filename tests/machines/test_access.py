@@ -56,8 +56,7 @@ class Behind:
 
 @pytest.fixture
 def behind(lab: Lab, checkout: Checkout, wheels: Path, tmp_path: Path) -> Iterator[Behind]:
-    if not (checkout.folder / "dist" / lab.cluster.stack).exists():
-        checkout.share_wheels(wheels.parents[3], lab.cluster.stack)
+    checkout.share_wheels(wheels.parents[3], lab.cluster.stack)
     (tmp_path / ".ssh").mkdir()
     prefix = str(lab.cluster.management.subnet.network_address).rsplit(".", 1)[0]
     key = lab.cluster.state / "id_ed25519"

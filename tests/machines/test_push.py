@@ -28,8 +28,7 @@ PARTS = f"ls -l {STORE}/.incoming"
 @pytest.fixture
 def relay(lab: Lab, checkout: Checkout, deployed: str) -> CommandLine:  # noqa: ARG001 - as after a deployment
     """The command line for the same machines, with the fabric for the second copy; their stores are empty."""
-    if not (checkout.folder / "dist" / lab.cluster.stack).exists():
-        checkout.share_wheels(ROOT, lab.cluster.stack)
+    checkout.share_wheels(ROOT, lab.cluster.stack)
     empty(lab, A, B)
     return checkout.variant("relay", ('stack = "cpu"', 'stack = "cpu"\npush = "relay"'))
 

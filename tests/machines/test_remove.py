@@ -19,11 +19,11 @@ ROOT = "/opt/sparkstack"
 @contextmanager
 def running(lab: Lab, name: str) -> Iterator[None]:
     """Have a unit of our name run on a machine."""
-    lab.as_root(name, "systemd-run --unit=sparkstack-vllm sleep 600")
+    lab.as_root(name, "systemd-run --unit=sparkstack-ray-worker sleep 600")
     try:
         yield
     finally:
-        lab.as_root(name, "systemctl stop sparkstack-vllm 2>/dev/null || true")
+        lab.as_root(name, "systemctl stop sparkstack-ray-worker 2>/dev/null || true")
 
 
 def entries(lab: Lab, name: str) -> set[str]:
@@ -35,7 +35,7 @@ def test_a_machine_on_which_something_runs_keeps_everything(lab: Lab, invoke: Co
     invoke.works("stop")
     before = entries(lab, A)
     with running(lab, B):
-        assert_refused(invoke("remove", "--yes"), 37, f"{B}: it still runs sparkstack-vllm", "--stop")
+        assert_refused(invoke("remove", "--yes"), 37, f"{B}: it still runs sparkstack-ray-worker", "--stop")
     assert entries(lab, A) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,8 +69,7 @@ def signing(checkout: Checkout, wheels: Path, tmp_path_factory: pytest.TempPathF
     stack = checkout.cluster.stack
     names = ('profile = "tiny"', 'profile = "tiny"\nallowed_signers = "config/allowed_signers"')
     invoke = checkout.variant("signed", names)
-    if not (checkout.folder / "dist" / stack).exists():
-        checkout.share_wheels(ROOT, stack)
+    checkout.share_wheels(ROOT, stack)
     source = checkout.folder / CHANGED
     source.write_text(source.read_text(encoding="utf-8") + "\n# a signed build\n", encoding="utf-8")
     invoke.works("build-wheels", f"--stack={stack}")
@@ -152,8 +152,11 @@ def test_a_wheel_that_was_changed_after_it_was_signed_is_refused_on_the_node(
     (name,) = (name for name in signed.kept if name.endswith(".whl"))
     content = signed.kept[name]
     replace(signed.place / name, content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])
+    good = f"/opt/sparkstack/store/{hashlib.sha256(content).hexdigest()}"
+    for node in (A, B):
+        lab.output(node, f"rm -f {good} /opt/sparkstack/wheels/{name}")
     done = signed.deploy()
-    assert_refused(done, 23, "verify", name, "FAILED")
+    assert_refused(done, 33, f"{name} did not arrive as the manifest lists it")
     assert_untouched(lab, deployed, signed)
 
 

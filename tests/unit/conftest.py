@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 import hypothesis
 import pytest
 
-# another's load on this host is no bug of ours, and the first look at all of Unicode takes seconds
-hypothesis.settings.register_profile(
-    "shared-host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+hypothesis.settings.register_profile("shared-host", deadline=None)  # another's load on this host is no bug of ours
 hypothesis.settings.load_profile("shared-host")
 
 
