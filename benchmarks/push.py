@@ -145,7 +145,9 @@ def _wheels() -> Manifest:
     for number, size in enumerate(SIZES):
         path = FOLDER / f"benchmark_{number}-1.0-py3-none-any.whl"
         if not path.exists():
-            path.write_bytes(os.urandom(size * 10**6))
+            with path.open("wb") as file:
+                for _ in range(size):
+                    file.write(os.urandom(10**6))
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         name = f"benchmark-{number}"

@@ -81,7 +81,7 @@ class SshHost:
         return f"{self._cluster.user}@{self._node.management}"
 
     def _rsync(self, arguments: Sequence[str], on_line: OnLine) -> None:
-        self.run(["true"])  # a refused key or host key is told apart here, better than from rsync's code
+        self._be_let_in()
         argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
         done = process.follow(argv, on_line, check=False)
         # https://download.samba.org/pub/rsync/rsync.1#EXIT_VALUES: 10, 12, 30, 35, and ssh's 255, are the connection's
@@ -111,7 +111,7 @@ class SshHost:
 
     def converse(self, argv: Sequence[str], talk: Callable[[Conversation], object]) -> None:
         """Start ``argv`` on the node over an ssh of its own, which is faster than paramiko, and talk with it."""
-        self.run(["true"])  # as for rsync
+        self._be_let_in()
         done = process.converse([*self.ssh_argv(), *BULK, self._address, shlex.join(argv)], talk)
         if done.code == 255:
             raise self._lost("the connection broke during the transfer", done.tail(5))
@@ -127,6 +127,11 @@ class SshHost:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+    def _be_let_in(self) -> None:
+        """Have a refused key or host key told apart before a program of its own connects, which says a code only."""
+        if self._connection is None or not self._connection.is_connected:
+            self.run(["true"])
 
     def _connected(self) -> Connection:
         with self._lock:

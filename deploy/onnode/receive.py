@@ -221,7 +221,7 @@ def _offered(told: Mapping[str, Any] | None, arriving: Arriving) -> Iterator[Any
     arriving.left.update(told["takers"])
     served = Served(arriving, told["secret"])
     with server(told, served) as made:
-        threading.Thread(target=made.serve_forever, args=(0.1,), daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
 
         def wait() -> None:
             while arriving.left and served.idle < SILENCE:

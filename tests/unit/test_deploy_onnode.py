@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -371,13 +372,14 @@ def test_progress_says_how_far_how_fast_and_how_long() -> None:
 
 
 def test_modules_are_sent_in_the_order_in_which_they_import_each_other() -> None:
-    for number, name in enumerate(sending.MODULES):
-        text = sending.source(name)
-        later = [other for other in sending.MODULES[number:] if f"deploy.onnode.{other} " in text]
-        assert later == [], name
+    for errand, modules in sending.MODULES.items():
+        for number, name in enumerate(modules):
+            asked = set(re.findall(r"^from deploy\.onnode\.(\w+) import", sending.source(name), re.MULTILINE))
+            assert asked <= set(modules[:number]), (errand, name)
+        assert modules[-1] == errand
     assert ARGV[4] == Path(boot.__file__).read_text(encoding="utf-8")
     sent = {path.stem for path in sending.SCRIPTS.glob("*.py")} - {"__init__", "boot"}
-    assert {*sending.MODULES} == sent
+    assert {name for modules in sending.MODULES.values() for name in modules} == sent
     assert store.READERS > 1
 
 
