@@ -16,7 +16,7 @@ from invoke.exceptions import Exit
 
 from core.apply import Context, Journal, apply
 from core.config import WORK, Cluster
-from core.errors import Interrupted, NotConverged, SparkstackError
+from core.errors import Interrupted, NotConverged, SparkstackError, UsageError
 from core.facts import Facts, gather, load_captures, require_nodes
 from core.host import CONTROLLER
 from core.lock import locked
@@ -79,6 +79,33 @@ def answer(text: str) -> None:
 def answer_json(data: Any) -> None:
     """Print an answer for programs."""
     answer(json.dumps(data, indent=1, default=str))
+
+
+def ask(
+    question: str,
+    *,
+    shown: str = "",
+    node: str | None = None,
+    next_move: str = "look at the plan with --dry-run, then say --yes",
+) -> bool:
+    """Show something, ask on the terminal, and say whether the answer is yes. Raises UsageError without a terminal."""
+    if not sys.stdin.isatty():
+        raise UsageError("there is no terminal to ask on", node=node, next_move=next_move)
+    if shown:
+        answer(shown)
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
+
+
+def agreed(
+    cluster: Cluster, question: Question, planner: Planner, options: Options, prompt: str, *, contents: bool = True
+) -> bool:
+    """Show the plan and ask; where nothing is to do, nobody needs asking."""
+    with Hosts(cluster) as hosts:
+        plan = planner(look(cluster, question, options, hosts))
+    return plan.empty or ask(prompt, shown=as_text(plan, contents=contents))
 
 
 def show_plan(plan: Plan, options: Options) -> None:

@@ -11,6 +11,7 @@ from core.config import Cluster, Node
 from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
+from core.units import stop_argv
 from deploy import conda
 from deploy.access.peers import forget
 
@@ -24,8 +25,11 @@ OURS = frozenset(
 MODELS = "models"
 RUNNING = ("active", "activating", "reloading", "deactivating")
 
-_STOP = 'systemctl stop "$@" && { systemctl reset-failed "$@" 2>/dev/null || true; }'
-_FILES = 'rm -f -- "$@" && { rmdir /etc/sparkstack 2>/dev/null || true; } && systemctl daemon-reload'
+_FILES = """
+rm -f -- "$@" || exit
+[ ! -d /etc/sparkstack ] || rmdir --ignore-fail-on-non-empty /etc/sparkstack || exit
+systemctl daemon-reload
+"""
 
 
 def plan_remove(cluster: Cluster, facts: Facts, *, stop: bool = False, keep_models: bool = False) -> Plan:
@@ -77,7 +81,7 @@ def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:
             node=node.name,
             title=f"stop {', '.join(units)}",
             reason="nothing of ours is to run",
-            argv=("sh", "-c", _STOP, "sh", *units),
+            argv=stop_argv(units),
             privileged=True,
             timeout=180,
         )

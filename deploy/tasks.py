@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge, look
+from core.command import Options, agreed, answer, answer_json, command, converge, look
 from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, gather
 from core.findings import refuse_unfit
 from core.hand import Hand
-from core.plan import Plan, as_text
+from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
 from core.token import ask_argv
@@ -231,17 +230,6 @@ def remove(
     def plan(seen: Facts) -> Plan:
         return plan_remove(chosen, seen, stop=stop, keep_models=keep_models)
 
-    if yes or options.plan_only or _removal_agreed(chosen, plan, options):
-        _say_notes(converge("remove", chosen, Question(access=True), plan, options), options)
-
-
-def _removal_agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:
-    """Show the plan and ask; what is gone already needs no asking."""
-    with Hosts(cluster) as hosts:
-        plan = planner(look(cluster, Question(access=True), options, hosts))
-    if plan.empty:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask on", next_move="look at the plan with --dry-run, then say --yes")
-    answer(as_text(plan))
-    return input("Remove all of this from the nodes? [y/N] ").strip().lower() in ("y", "yes")
+    question, prompt = Question(access=True), "Remove all of this from the nodes?"
+    if yes or options.plan_only or agreed(chosen, question, plan, options, prompt):
+        _say_notes(converge("remove", chosen, question, plan, options), options)

@@ -12,6 +12,7 @@ from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.token import ask_argv
+from core.units import stop_argv
 from serve import ray, ready
 from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service, deviations, files_of, present
 
@@ -59,15 +60,11 @@ def stop_stages(cluster: Cluster, facts: Facts, reason: str) -> Iterator[tuple[s
     yield "stop Ray", _stop(cluster, facts, (RAY_HEAD, RAY_WORKER), reason)
 
 
-# Ray ends with 1 when it is told to end: that is no failure, and is not shown as one afterwards
-_STOP = 'systemctl stop "$1" && { ! systemctl --quiet is-failed "$1" || systemctl reset-failed "$1"; }'
-
-
 def _stop(cluster: Cluster, facts: Facts, units: tuple[str, ...], reason: str) -> Iterator[Step]:
     for node in cluster.nodes:
         for name in units:
             if _state(facts[node.name], name) in (*RUNNING, "failed"):
-                argv = ("sh", "-c", _STOP, "sh", name)
+                argv = stop_argv([name])  # Ray ends with 1 when it is told to end
                 yield Run(node=node.name, title=f"stop {name}", reason=reason, argv=argv, privileged=True, timeout=90)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster
-from core.command import Options, answer, command, converge, look
+from core.command import Options, answer, ask, command, converge, look
 from core.config import Cluster, Node
 from core.errors import UsageError
 from core.question import Question
@@ -85,14 +83,9 @@ def _enrolled(cluster: Cluster, key: HostKey, *, replace: bool, yes: bool, dry_r
 
 
 def _agreed(name: str, kind: str) -> bool:
-    if not sys.stdin.isatty():
-        file = f"/etc/ssh/ssh_host_{kind.removeprefix('ssh-').split('-')[0]}_key.pub"
-        raise UsageError(
-            "there is no terminal to ask on",
-            node=name,
-            next_move=f"compare with `ssh-keygen -lf {file}` on the machine itself, then say --yes",
-        )
-    return input("Is that the fingerprint of the machine? [y/N] ").strip().lower() in ("y", "yes")
+    file = f"/etc/ssh/ssh_host_{kind.removeprefix('ssh-').split('-')[0]}_key.pub"
+    move = f"compare with `ssh-keygen -lf {file}` on the machine itself, then say --yes"
+    return ask("Is that the fingerprint of the machine?", node=name, next_move=move)
 
 
 def _between_nodes(cluster: Cluster, options: Options, *, undo: bool) -> None:

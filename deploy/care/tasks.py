@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge, look
+from core.command import Options, answer, answer_json, ask, command, converge, look
 from core.config import Cluster, Profile, Stack, load_profile
 from core.errors import UsageError
 from core.facts import Facts, gather_each
@@ -56,7 +55,7 @@ def _asked(cluster: str, profile: str) -> Asked:
         "cluster": "which machines (config/clusters)",
         "profile": "which model, and how (config/profiles)",
         "link": "measure the fabric between each pair of nodes too: rates, small messages, the largest packet",
-        "fix": "end what our services left behind and install missing Debian packages; shows the plan and asks",
+        "fix": "end what our services left behind, install missing packages, let their user linger; shows a plan, asks",
         "yes": "with --fix: do not ask",
         "dry-run": "with --fix: show the plan and stop",
         "json": "answer as JSON",
@@ -122,12 +121,7 @@ def _agreed(asked: Asked, options: Options) -> frozenset[Target]:
     with Hosts(asked.cluster) as hosts:
         case = asked.case(look(asked.cluster, asked.question, options, hosts))
     plan = plan_fix(case)
-    if plan.empty:
-        return frozenset()
-    if not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask on", next_move="look at the plan with --dry-run, then say --yes")
-    answer(as_text(plan))
-    if input("Do this on the nodes? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not plan.empty and not ask("Do this on the nodes?", shown=as_text(plan)):
         raise Exit("nothing was changed", code=0)
     return targets(case)
 

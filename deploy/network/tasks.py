@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster
-from core.command import Options, answer, command, converge, look
-from core.config import Cluster
-from core.errors import UsageError
+from core.command import Options, agreed, command, converge
 from core.facts import Facts
-from core.plan import Plan, as_text
+from core.plan import Plan
 from core.question import Question
-from core.remote import Hosts
 from deploy.network.choice import named
 from deploy.network.plan import DEADLINE, JUMBO, Wanted, plan_network, plan_revert
 
@@ -59,17 +55,6 @@ def network(
     def plan(seen: Facts) -> Plan:
         return (plan_revert if revert else plan_network)(chosen, seen, wanted)
 
-    if yes or options.plan_only or _agreed(chosen, plan, options):
+    prompt = "Change the network of the nodes so?"
+    if yes or options.plan_only or agreed(chosen, QUESTION, plan, options, prompt, contents=False):
         converge("network", chosen, QUESTION, plan, options)
-
-
-def _agreed(cluster: Cluster, planner: Callable[[Facts], Plan], options: Options) -> bool:
-    """Show the plan and ask; what is so already needs no asking."""
-    with Hosts(cluster) as hosts:
-        plan = planner(look(cluster, QUESTION, options, hosts))
-    if plan.empty:
-        return True
-    if not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask on", next_move="look at the plan with --dry-run, then say --yes")
-    answer(as_text(plan, contents=False))
-    return input("Change the network of the nodes so? [y/N] ").strip().lower() in ("y", "yes")

@@ -35,6 +35,16 @@ class Lab:
         assert done.code == 0, done
         return done.out.strip()
 
+    def pgrep(self, name: str, arguments: str) -> list[str]:
+        """Return what pgrep prints of a machine; that it finds nothing is an answer, any other failure is none."""
+        done = self.ssh(name, f"pgrep {arguments}")
+        assert done.code in (0, 1), done
+        return done.out.splitlines()
+
+    def paths(self, name: str, pattern: str) -> list[str]:
+        """Return the paths of a machine that a shell pattern names."""
+        return self.output(name, f'for path in {pattern}; do [ ! -e "$path" ] || echo "$path"; done').splitlines()
+
     def as_root(self, name: str, command: str) -> str:
         """Return what a shell line without single quotes prints as root; sudo is given the lab's password."""
         password = machine.password_file(self.cluster).read_text(encoding="utf-8").strip()

@@ -106,7 +106,7 @@ def test_a_link_that_is_cut_in_mid_push_costs_nothing_that_arrived(lab: Lab, rel
         lifecycle.heal(lab.cluster, A, lab.said.append, "management")
     assert_refused(done, 20, f"{A}: the connection broke during the transfer", "cable")
     assert eventually(lambda: lab.ssh(A, "true").code == 0)
-    assert eventually(lambda: not lab.output(A, f"pgrep {PUSH} || true")), "it goes on without us"
+    assert eventually(lambda: not lab.pgrep(A, PUSH)), "it goes on without us"
     there = int(lab.output(A, f"du -sm --apparent-size {STORE} | cut -f1"))
     whole = megabytes(done.err + relay.works("deploy", "--dry-run").out, A)
     before = crossed(lab)
@@ -124,7 +124,7 @@ def test_ctrl_c_in_mid_push_leaves_nothing_running_and_the_rest_travels_afterwar
         started.interrupt()
         assert_interrupted(started.ended())
     for name in (A, B):
-        assert eventually(lambda name=name: not lab.output(name, f"pgrep {PUSH} || true")), name  # type: ignore[misc]
+        assert eventually(lambda name=name: not lab.pgrep(name, PUSH)), name  # type: ignore[misc]
     relay.works("deploy")
     assert_same(lab)
 

@@ -23,7 +23,7 @@ WHEELS = "/opt/sparkstack/wheels"
 STORE = "/opt/sparkstack/store"
 ARRIVED = f"ls {STORE} 2>/dev/null | wc -l"
 PUSH = "-f [s]parkstack-push"
-OURS = "pgrep -af '[s]parkstack-push|[s]ystemd-run|[i]nstaller/|[i]mport torch' || true"
+OURS = "-af '[s]parkstack-push|[s]ystemd-run|[i]nstaller/|[i]mport torch'"
 """What a deployment runs on a node; the brackets keep the pattern from finding itself."""
 
 
@@ -32,7 +32,7 @@ def arrived(lab: Lab, name: str) -> int:
 
 
 def current(lab: Lab, name: str) -> str:
-    return lab.output(name, "readlink /opt/sparkstack/current || true")
+    return lab.output(name, "[ ! -L /opt/sparkstack/current ] || readlink /opt/sparkstack/current")
 
 
 def forget_completion(lab: Lab, name: str) -> None:
@@ -51,8 +51,11 @@ class Frozen:
 
     def wait(self, started: Started) -> None:
         """Wait until it stands still while the command runs."""
-        states = f"ps -o stat= -p $(pgrep -d, {self.which}) 2>/dev/null || true"
-        started.reaches(lambda: "T" in self.lab.output(self.name, states), f"{self.which} was never there")
+        started.reaches(self._stands, f"{self.which} was never there")
+
+    def _stands(self) -> bool:
+        found = ",".join(self.lab.pgrep(self.name, self.which))
+        return bool(found) and "T" in self.lab.ssh(self.name, f"ps -o stat= -p {found}").out
 
 
 @contextmanager
@@ -134,7 +137,7 @@ def test_ctrl_c_while_wheels_travel_and_the_rest_travels_afterwards(lab: Lab, in
         push.wait(started)
         started.interrupt()
         assert_interrupted(started.ended())
-    assert eventually(lambda: not lab.output(A, OURS)), lab.output(A, OURS)
+    assert eventually(lambda: not lab.pgrep(A, OURS)), lab.pgrep(A, OURS)
     there = arrived(lab, A)
     done = invoke.works("deploy")
     assert_only_the_rest_travelled(done.err, A, there)
@@ -174,7 +177,7 @@ def test_a_connection_lost_while_wheels_travel_is_told_within_seconds(lab: Lab, 
         lifecycle.heal(lab.cluster, A, lab.said.append, "management")
         assert eventually(lambda: lab.ssh(A, "true").code == 0)
     assert_refused(done, 20, f"{A}: the connection broke during the transfer", "cable")
-    assert eventually(lambda: not lab.output(A, OURS)), lab.output(A, OURS)
+    assert eventually(lambda: not lab.pgrep(A, OURS)), lab.pgrep(A, OURS)
     there = arrived(lab, A)
     assert_only_the_rest_travelled(invoke.works("deploy").err, A, there)
 
@@ -196,7 +199,7 @@ def test_ctrl_c_while_wheels_are_installed_ends_the_installation_on_the_node_too
         installation.wait(started)
         started.interrupt()
         assert_interrupted(started.ended())
-        assert eventually(lambda: not lab.output(A, OURS)), lab.output(A, OURS)  # sudo and ssh follow their child
+        assert eventually(lambda: not lab.pgrep(A, OURS)), lab.pgrep(A, OURS)  # sudo and ssh follow their child
     assert_finishes(lab, A, invoke)
 
 
@@ -231,10 +234,10 @@ def test_ctrl_c_while_the_release_is_checked(lab: Lab, invoke: CommandLine) -> N
     forget_completion(lab, A)
     with invoke.begin("deploy") as started:
         started.says("check\n")
-        started.reaches(lambda: "import torch" in lab.output(A, OURS), "nothing was imported")
+        started.reaches(lambda: "import torch" in "".join(lab.pgrep(A, OURS)), "nothing was imported")
         started.interrupt()
         assert_interrupted(started.ended())
-    assert eventually(lambda: not lab.output(A, OURS)), lab.output(A, OURS)
+    assert eventually(lambda: not lab.pgrep(A, OURS)), lab.pgrep(A, OURS)
     assert_finishes(lab, A, invoke)
 
 

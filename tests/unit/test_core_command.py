@@ -16,7 +16,7 @@ from invoke.exceptions import Exit
 from core import apply, command, config
 from core.command import Options, converge, mend
 from core.config import Cluster, load_cluster
-from core.errors import FactsError, Interrupted, NotConverged, UnfitNode
+from core.errors import FactsError, Interrupted, NotConverged, UnfitNode, UsageError
 from core.facts import Facts
 from core.plan import Call, Plan, make_plan
 from core.question import Question
@@ -216,3 +216,56 @@ class TestOnThisHostOnly:
     def test_what_is_left_is_an_error(self) -> None:
         with pytest.raises(NotConverged):
             mend("lab", lambda: ["make a"], lambda _: None, Options())
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], list[str]]:
+    """Give a terminal on which somebody answers, or with None presses Ctrl-D; what was asked is noted."""
+
+    def give(said: str | None) -> list[str]:
+        questions: list[str] = []
+
+        def read(question: str) -> str:
+            questions.append(question)
+            if said is None:
+                raise EOFError
+            return said
+
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", read)
+        return questions
+
+    return give
+
+
+@pytest.mark.parametrize(("said", "agrees"), [("y", True), (" YES ", True), ("", False), ("n", False), (None, False)])
+def test_only_a_yes_is_one(
+    said: str | None,
+    agrees: bool,  # noqa: FBT001 - a table
+    terminal: Callable[[str | None], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions = terminal(said)
+    assert command.ask("So?", shown="a plan") is agrees
+    assert questions == ["So? [y/N] "]
+    assert capsys.readouterr().out == "a plan\n"
+
+
+def test_without_a_terminal_nobody_is_asked_and_the_next_move_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="no terminal to ask on") as caught:
+        command.ask("So?", shown="a plan", node="lab-a", next_move="say --yes")
+    assert (caught.value.node, caught.value.next_move) == ("lab-a", "say --yes")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_plan_is_agreed_to_after_it_was_shown_and_an_empty_one_without_a_word(
+    cluster: Cluster, terminal: Callable[[str | None], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Call(node="lab-a", title="do it", reason="asked for", shown="", action=lambda _: None)
+    questions = terminal("n")
+    full, empty = make_plan("a plan", [("stage", [step])]), make_plan("nothing", [])
+    assert not command.agreed(cluster, Question(), lambda _: full, Options(), "So?")
+    assert "do it" in capsys.readouterr().out
+    assert command.agreed(cluster, Question(), lambda _: empty, Options(), "So?")
+    assert len(questions) == 1
