@@ -1,7 +1,7 @@
-"""Keys between the nodes of a cluster: what a node has of them, and how one node reaches another with them.
+"""Keys between the nodes of a cluster: what they are called, and what a node has of them.
 
 Each node has a key of its own (~/.ssh/sparkstack-CLUSTER) that never leaves it. On the other nodes it may do one thing:
-read the suite's folder by rsync, from the node's own fabric address.
+read the suite's folder by rsync, from the node's own fabric address. It is for the owner: no command here uses it.
 """
 
 from __future__ import annotations
@@ -39,24 +39,6 @@ def key_name(cluster: Cluster) -> str:
 def mark(cluster: Cluster) -> str:
     """Return what the last word of our lines in authorized_keys begins with."""
     return f"sparkstack-node:{cluster.name}:"
-
-
-def peer_ssh(cluster: Cluster, peer: Node) -> tuple[str, ...]:
-    """Return the ssh command (without the address) with which a node reaches ``peer`` at its fabric address."""
-    own = f"~/.ssh/{key_name(cluster)}"
-    options = {
-        "BatchMode": "yes",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": f"{own}.known_hosts",
-        "GlobalKnownHostsFile": "/dev/null",
-        "IdentityFile": own,
-        "IdentitiesOnly": "yes",
-        "IdentityAgent": "none",
-        "ConnectTimeout": "10",
-        "ServerAliveInterval": "5",
-        "ServerAliveCountMax": "4",
-    }
-    return ("ssh", "-F", "none", f"-p{peer.ssh_port}", *(f"-o{key}={value}" for key, value in options.items()))
 
 
 def fabric_name(peer: Node) -> str:

@@ -16,7 +16,7 @@ from time import monotonic
 
 from core import process
 from core.config import WORK
-from core.errors import CommandFailed, Interrupted, NotBuiltYet, SparkstackError
+from core.errors import ComesFirst, CommandFailed, Interrupted, SparkstackError
 from core.host import Host
 from core.job import follow_job
 from core.plan import (
@@ -109,9 +109,9 @@ def apply(plan: Plan, context: Context) -> None:
         context.hosts[node].prepare_privileged()
     begun: list[Stage] = []
     for stage in plan.stages:
-        begun.append(stage)
         try:
             context.guard()
+            begun.append(stage)
             _run_stage(stage, context)
         except BaseException as error:
             back = [said for one in reversed(begun) for said in _take_back(one, context)]
@@ -125,9 +125,9 @@ def _take_back(stage: Stage, context: Context) -> Iterator[str]:
     for step in stage.undo:
         began = monotonic()
         try:
-            context.hosts[step.node].run(argv_of(step), privileged=step.privileged, timeout=step.timeout)
+            run_step(step, context.hosts[step.node], partial(context.journal.line, step.node), Event())
         except SparkstackError as error:
-            said = f"{step.node}: it could not {step.title}: {error.cause}"
+            said = f"{step.node}: it could not {step.title}: {error.cause.removeprefix(f'{step.title}: ')}"
         else:
             said = f"{step.node}: {step.title}: done"
         context.journal.write(f"undo: {stage.title}", step, monotonic() - began, said)
@@ -138,7 +138,7 @@ def _take_back(stage: Stage, context: Context) -> Iterator[str]:
 def _refuse_later(plan: Plan) -> None:
     later = [step for step in plan.steps if isinstance(step, Later)]
     if later:
-        raise NotBuiltYet(
+        raise ComesFirst(
             f"{len(later)} steps of this plan cannot be run, the first: {later[0].title} ({later[0].label})",
             node=later[0].node,
             next_move="read the plan with --dry-run; nothing was changed",
@@ -264,7 +264,7 @@ def run_step(step: Step, host: Host, on_line: Callable[[str], None], interrupted
         case Job():
             follow_job(step, host, on_line, interrupted)
         case Later():
-            raise NotBuiltYet(step.title, node=step.node, next_move=f"it waits for {step.feature}")
+            raise ComesFirst(step.title, node=step.node, next_move=f"{step.command} comes first")
 
 
 def _transfer(step: Push | Pull | Talk, host: Host, on_line: Callable[[str], None]) -> None:

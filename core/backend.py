@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, model_validator
 
 from core.fields import Folder, Model, Name
+from core.parsers import python_version
 
 Minor = tuple[int, int]
 
@@ -52,25 +50,17 @@ class Interpreter(Model):
     @property
     def minor(self) -> Minor:
         """The minor version, as wheels name it."""
-        return minor_of(self.version)
-
-    @property
-    def filename(self) -> str:
-        """The archive's file name."""
-        return unquote(PurePosixPath(urlsplit(self.url).path).name)
+        return python_version(self.version)
 
     @property
     def folder(self) -> str:
         """What it is called in ROOT/python on a node."""
         return f"{self.version}-{self.sha256[:10]}"
 
-
-def minor_of(text: str) -> Minor:
-    """Return (3, 12) for "3.12" or "3.12.4". Raises ValueError."""
-    found = re.match(r"(\d+)\.(\d+)(?!\d)", text)
-    if found is None:
-        raise ValueError(f"no Python version: {text}")
-    return int(found[1]), int(found[2])
+    @property
+    def archive(self) -> str:
+        """What its archive is called, here and on a node; its URL may end with anything."""
+        return f"{self.folder}.tar.gz"
 
 
 def plain(minor: Minor) -> str:

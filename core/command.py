@@ -99,13 +99,15 @@ def ask(
         return False
 
 
-def agreed(
-    cluster: Cluster, question: Question, planner: Planner, options: Options, prompt: str, *, contents: bool = True
-) -> bool:
-    """Show the plan and ask; where nothing is to do, nobody needs asking."""
-    with Hosts(cluster) as hosts:
-        plan = planner(look(cluster, question, options, hosts))
-    return plan.empty or ask(prompt, shown=as_text(plan, contents=contents))
+def asking(prompt: str, options: Options, *, contents: bool = True) -> Callable[[Plan], bool]:
+    """Return what shows a plan and asks whether it is agreed to. It raises UsageError where nobody can be asked."""
+
+    def agree(plan: Plan) -> bool:
+        if options.as_json:
+            raise UsageError("--json asks nothing", next_move="look at the plan with --dry-run, then say --yes")
+        return ask(prompt, shown=as_text(plan, contents=contents))
+
+    return agree
 
 
 def show_plan(plan: Plan, options: Options) -> None:
@@ -129,10 +131,12 @@ def converge(
     options: Options,
     *,
     again: Planner | None = None,
+    agree: Callable[[Plan], bool] | None = None,
 ) -> Plan:
     """Run a command the whole way: look, plan, apply, look again. Returns the plan that was shown or applied.
 
-    ``planner`` is pure; ``again`` takes its place after applying where the command does something in any case.
+    ``planner`` is pure; ``again`` takes its place after applying where the command does something in any case. What
+    ``agree`` says no to is not applied; it is asked of the very plan that would be, while the nodes are held.
     Raises NotConverged when the second plan is not empty, LockHeld when another command works on the cluster, from here
     or from elsewhere.
     """
@@ -144,6 +148,8 @@ def converge(
     said = f"invoke {name}"
     with locked(cluster, said), Hosts(cluster) as hosts, held(cluster, hosts, said, report=Screen().line) as guard:
         plan = planner(look(cluster, question, options, hosts))
+        if not plan.empty and agree is not None and not agree(plan):
+            raise Exit("nothing was changed", code=0)
         if not plan.empty:
             checker = again or planner
             apply_and_check(name, plan, lambda: checker(look(cluster, question, options, hosts)), hosts, guard)

@@ -20,8 +20,10 @@ from core.reader import Reader
 RDMA = "/sys/class/infiniband/*"
 FIRST_GIDS = ("[0-9]", "1[0-5]")
 """A port has 256 entries, filled from the first on: four or so an address."""
-LARGE = "8972"
-"""Bytes that make a packet of 9000, with 20 of IPv4 and 8 of ICMP."""
+JUMBO = 9000
+"""MTU that a fast link wants, in bytes; drivers begin with 1500."""
+LARGE = str(JUMBO - 28)
+"""Bytes that make a packet of that size, with 20 of IPv4 and 8 of ICMP."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,6 @@ class Offset:
 
     least: float
     most: float
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Bytes of swap, and of these in use."""
-
-    total: int
-    used: int
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,8 @@ class Gid:
 
 @dataclass(frozen=True)
 class RdmaPort:
-    """An RDMA device's port; ``rate`` in Gb/s."""
+    """An RDMA device's firmware, and the addresses of its port."""
 
-    device: str
-    active: bool
-    rate: int | None
     firmware: str
     gids: tuple[Gid, ...]
 
@@ -87,7 +78,8 @@ class Condition:
     """A node's condition. None or nothing: it was not asked, or is not there."""
 
     clock: Offset | None = None
-    swap: Swap = Swap(0, 0)
+    swapped: int = 0
+    """Bytes that lie in swap."""
     memory_free: int | None = None
     """Bytes that hold nothing at all, page cache neither."""
     gpu_processes: tuple[GpuProcess, ...] = ()
@@ -133,7 +125,7 @@ def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any
             **around["files"],
             "module": ["/proc/driver/nvidia/version"],
             "lanes": ["/sys/class/net/*/device/current_link_width"],
-            "rdma": [f"{RDMA}/fw_ver", f"{RDMA}/ports/1/state", f"{RDMA}/ports/1/rate"],
+            "rdma": [f"{RDMA}/fw_ver"],
             "gids": [f"{RDMA}/ports/1/{what}/{entry}" for what in ("gids", "gid_attrs/types") for entry in FIRST_GIDS],
             "model_config": [f"{model}/config.json"],
         },
@@ -142,11 +134,11 @@ def request(cluster: Cluster, node: Node, model: PurePosixPath) -> dict[str, Any
 
 def condition(reader: Reader) -> Condition:
     """Read a capture. Raises FactsError naming the fact that cannot be read."""
-    meminfo = reader.file("meminfo")
+    memory = reader.memory()
     return Condition(
         clock=reader.out("clock", lambda text: offset(text, reader.out("asked", str))),
-        swap=reader.parsed("meminfo", swap, meminfo),
-        memory_free=reader.parsed("meminfo", memory_free, meminfo),
+        swapped=memory.swapped,
+        memory_free=memory.free,
         gpu_processes=reader.out("gpu_processes", gpu_processes),
         owners=reader.out("owners", owners),
         rdma=reader.parsed("gids", lambda _: rdma_ports(reader.files("rdma"), reader.files("gids")), ""),
@@ -170,26 +162,12 @@ def offset(node: str, here: str) -> Offset | None:
     return Offset(ended - answered, began - asked)
 
 
-def swap(text: str) -> Swap:
-    """Parse /proc/meminfo (kB) to bytes of swap."""
-    total, free = (_kilobytes(text, key) or 0 for key in ("SwapTotal", "SwapFree"))
-    return Swap(total, max(0, total - free))
-
-
-def memory_free(text: str) -> int | None:
-    """Parse /proc/meminfo (kB): bytes of MemFree."""
-    return _kilobytes(text, "MemFree")
-
-
-def _kilobytes(text: str, key: str) -> int | None:
-    match = re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
-
-
 def gpu_processes(text: str) -> tuple[GpuProcess, ...]:
     """Parse `nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv`, with or without its header."""
-    rows = re.findall(r"^\s*(\d+), (.*), (?:(\d+) MiB|\S+)\s*$", text, re.MULTILINE)
-    return tuple(GpuProcess(int(pid), name, int(used) * 2**20 if used else None) for pid, name, used in rows)
+    rows = re.findall(r"^\s*(\d+), (.*), (?:(\d+) MiB|\[.*\]|\S+)\s*$", text, re.MULTILINE)
+    return tuple(
+        GpuProcess(int(pid), parsers.shown(name), int(used) * 2**20 if used else None) for pid, name, used in rows
+    )
 
 
 def owners(text: str) -> dict[int, Owner]:
@@ -198,25 +176,17 @@ def owners(text: str) -> dict[int, Owner]:
     return {int(row[0]): Owner(row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdecimal()}
 
 
-def rdma_ports(ports: Mapping[str, str], gids: Mapping[str, str]) -> dict[str, RdmaPort]:
+def rdma_ports(firmware: Mapping[str, str], gids: Mapping[str, str]) -> dict[str, RdmaPort]:
     """Parse /sys/class/infiniband (Documentation/ABI/stable/sysfs-class-infiniband of Linux), by device.
 
-    ``ports`` are fw_ver, state ("4: ACTIVE") and rate ("200 Gb/sec (2X NDR)"); ``gids`` the entries and their types.
+    ``firmware`` are the files fw_ver, ``gids`` the entries of the ports and their types.
     """
-    devices = sorted({path.split("/")[4] for path in ports})
-    return {device: _rdma_port(device, ports, gids) for device in devices}
+    devices = sorted({path.split("/")[4] for path in firmware})
+    return {device: _rdma_port(RDMA.replace("*", device), firmware, gids) for device in devices}
 
 
-def _rdma_port(device: str, ports: Mapping[str, str], gids: Mapping[str, str]) -> RdmaPort:
-    folder = RDMA.replace("*", device)
-    rate = re.match(r"(\d+)", ports.get(f"{folder}/ports/1/rate", ""))
-    return RdmaPort(
-        device=device,
-        active="ACTIVE" in ports.get(f"{folder}/ports/1/state", ""),
-        rate=int(rate[1]) if rate else None,
-        firmware=ports.get(f"{folder}/fw_ver", "").strip(),
-        gids=_gids(f"{folder}/ports/1", gids),
-    )
+def _rdma_port(folder: str, firmware: Mapping[str, str], gids: Mapping[str, str]) -> RdmaPort:
+    return RdmaPort(firmware.get(f"{folder}/fw_ver", "").strip(), _gids(f"{folder}/ports/1", gids))
 
 
 def _gids(port: str, files: Mapping[str, str]) -> tuple[Gid, ...]:

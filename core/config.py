@@ -301,6 +301,11 @@ class Profile(Model):
     guide: dict[str, str] | None = None
     """Only in a profile that is the guide's: what it does otherwise, each with its reason; plans to serve note it."""
 
+    @property
+    def ranks(self) -> int:
+        """GPUs that it needs in all."""
+        return self.pipeline_parallel * self.tensor_parallel
+
 
 def load_cluster(name: str) -> Cluster:
     """Read `config/clusters/NAME.toml`, or the file that a path names."""

@@ -288,10 +288,10 @@ class _Keys(AuthStrategy):
 def _public_part(path: Path) -> bytes | None:
     """Return the public key beside a private one."""
     public = path.with_name(f"{path.name}.pub")
-    words = public.read_text(encoding="utf-8").split() if public.is_file() else []
     try:
+        words = public.read_text(encoding="utf-8").split() if public.is_file() else []
         return PublicBlob.from_string(" ".join(words[:2])).key_blob if len(words) > 1 else None
-    except ValueError:
+    except (ValueError, OSError):
         return None
 
 

@@ -91,8 +91,8 @@ class NotConverged(SparkstackError):
     exit_code = 27
 
 
-class NotBuiltYet(SparkstackError):
-    """A step of a plan that this version of the suite can show but not run."""
+class ComesFirst(SparkstackError):
+    """A plan that can be shown and not run: another command comes first."""
 
     exit_code = 28
 

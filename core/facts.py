@@ -107,12 +107,10 @@ Facts = Mapping[str, NodeFacts]
 
 def gather(hosts: Hosts, cluster: Cluster, question: Question) -> Captures:
     """Probe all nodes at once and return the captures. Raises what the hosts raise, and FactsError."""
-    with ThreadPoolExecutor(len(cluster.nodes)) as pool:
-        asked = {
-            node.name: pool.submit(_probe, hosts[node.name], probe_request(cluster, node, question))
-            for node in cluster.nodes
-        }
-        return Captures({name: answer.result() for name, answer in asked.items()})
+    captures, silent = gather_each(hosts, cluster, question)
+    for error in silent.values():
+        raise error
+    return captures
 
 
 def gather_each(hosts: Hosts, cluster: Cluster, question: Question) -> tuple[Captures, dict[str, SparkstackError]]:
@@ -141,6 +139,17 @@ class Captures:
     def parsed(self) -> dict[str, NodeFacts]:
         """Parse every node's facts. Raises FactsError naming node and fact."""
         return {name: parse(name, capture) for name, capture in self.nodes.items()}
+
+    def parsed_each(self) -> tuple[dict[str, NodeFacts], dict[str, SparkstackError]]:
+        """Parse every node's facts: those that can be read, and why each other node's cannot, by name."""
+        facts: dict[str, NodeFacts] = {}
+        silent: dict[str, SparkstackError] = {}
+        for name, capture in self.nodes.items():
+            try:
+                facts[name] = parse(name, capture)
+            except FactsError as error:
+                silent[name] = error
+        return facts, silent
 
     def to_json(self) -> str:
         """Return the file format."""

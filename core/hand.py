@@ -19,10 +19,11 @@ class Hand:
     @classmethod
     def mine(cls) -> Hand:
         """Return who we are, now."""
-        return cls(f"{_user()}@{socket.gethostname()}", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+        return cls(f"{user()}@{socket.gethostname()}", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
 
 
-def _user() -> str:
+def user() -> str:
+    """Return who works here; a user without a name by the number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

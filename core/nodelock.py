@@ -30,6 +30,8 @@ BEAT = 5.0
 """Seconds between two signs of life."""
 PATIENCE = 30.0
 """Seconds of silence after which a lock is let go."""
+MOST = 200
+"""Characters that a holder is shown with: any user of the node can hold the lock, and say anything."""
 WAIT = 1.0
 """Seconds between two tries to take one that is about to be let go."""
 
@@ -49,7 +51,7 @@ def holder():
             return {"holder": other.makefile(errors="replace").read(4096), "pid": pid}
         except OSError:
             return {"holder": "", "pid": pid}
-if not os.read(0, 1):
+if not select.select([0], [], [], patience)[0] or not os.read(0, 1):
     sys.exit()
 lock, other = socket.socket(socket.AF_UNIX), None
 for attempt in range(10):
@@ -159,6 +161,7 @@ def _wait(node: Node, again: Callable[[], Held]) -> Held:
         lock = again()
         if _take(node, lock):
             return lock
+        lock.close()
     raise LockHeld(
         "the lock of a command that has ended is still held on this node",
         node=node.name,
@@ -186,7 +189,8 @@ def _who(text: str) -> str:
     """Return the holder in words; what does not say who it is, is another command."""
     try:
         holder = record(text)
-        return f"{holder['command']} by {holder['by']} (process {holder['pid']} there, since {holder['at']})"
+        said = f"{holder['command']} by {holder['by']} (process {holder['pid']} there, since {holder['at']})"
+        return "".join(sign for sign in said if sign.isprintable())[:MOST]
     except (ValueError, KeyError):
         return "another command that does not say who it is"
 

@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -69,6 +69,10 @@ class Memory:
 
     total: int
     available: int
+    free: int | None = None
+    """Bytes that hold nothing at all, page cache neither."""
+    swapped: int = 0
+    """Bytes that lie in swap."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,9 @@ def meminfo(text: str) -> Memory:
     fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE))
     if missing := {"MemTotal", "MemAvailable"} - fields.keys():
         raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
-    return Memory(int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024)
+    sizes = {name: int(size) * 1024 for name, size in fields.items()}
+    swapped = max(0, sizes.get("SwapTotal", 0) - sizes.get("SwapFree", 0))
+    return Memory(sizes["MemTotal"], sizes["MemAvailable"], sizes.get("MemFree"), swapped)
 
 
 def smaller_memory(host: Memory, limits: Iterable[str], usage: str, stat: str) -> Memory:
@@ -282,7 +288,7 @@ def smaller_memory(host: Memory, limits: Iterable[str], usage: str, stat: str) -
     whole = "total_" if "total_active_file" in counts else ""  # cgroup v1 counts the children under names of their own
     cache = sum(int(counts.get(f"{whole}{kind}_file", 0)) for kind in ("active", "inactive"))
     used = max(0, int(usage.strip() or 0) - cache)
-    return Memory(limit, min(host.available, max(0, limit - used)))
+    return replace(host, total=limit, available=min(host.available, max(0, limit - used)))
 
 
 def units(text: str) -> dict[str, Unit]:
@@ -330,8 +336,13 @@ def record_or_none(text: str) -> dict[str, Any]:
     """Parse a JSON object that may be damaged, and is an empty one then."""
     try:
         return record(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
+
+
+def shown(text: str) -> str:
+    """Return what somebody else wrote as it may be shown: no line breaks, no signs that move a terminal's cursor."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def token_came(text: str) -> bool:

@@ -136,19 +136,15 @@ class Job(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Later(Common):
-    """Something that a plan has to show and this command cannot do; ``shown`` is what would be run.
+    """What ``command`` has to do before the rest of a plan can be run; ``shown`` is what that would bring."""
 
-    ``feature`` names what this version does not have yet, or with ``exists`` the command that has to come first.
-    """
-
-    feature: str
+    command: str
     shown: str = ""
-    exists: bool = False
 
     @property
     def label(self) -> str:
         """What stands in the way, for people."""
-        return f"comes first: {self.feature}" if self.exists else f"not built yet: {self.feature}"
+        return f"comes first: {self.command}"
 
 
 Step: TypeAlias = Run | Write | Push | Pull | Poll | Call | Talk | Job | Later
@@ -160,7 +156,7 @@ class Stage:
 
     title: str
     steps: tuple[Step, ...]
-    undo: tuple[Run, ...] = ()
+    undo: tuple[Step, ...] = ()
     """What takes it back on each of its nodes when it, or a stage after it, does not end well."""
 
     @property
@@ -194,7 +190,7 @@ def make_plan(
     title: str,
     stages: Iterable[tuple[str, Iterable[Step]]],
     notes: Iterable[str] = (),
-    undo: Mapping[str, Iterable[Run]] | None = None,
+    undo: Mapping[str, Iterable[Step]] | None = None,
 ) -> Plan:
     """Make a plan of (title, steps) pairs; stages without steps are left out. ``undo`` is by title of a stage."""
     made = ((name, tuple(steps)) for name, steps in stages)
@@ -333,7 +329,7 @@ def _step_data(step: Step) -> dict[str, object]:
     if isinstance(step, Write) and not step.secret:
         data["content"] = step.content
     if isinstance(step, Later):
-        data["comes_first" if step.exists else "not_built_yet"] = step.feature
+        data["comes_first"] = step.command
     return data
 
 

@@ -195,7 +195,8 @@ class Conversation:
         assert self._process.stdout is not None
         self._input = self._process.stdin
         self._output = io.BufferedReader(self._process.stdout)  # type: ignore[type-var]
-        fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, PIPE)
+        with suppress(OSError):  # a larger pipe is faster and not needed: a host may forbid it
+            fcntl.fcntl(self._input, fcntl.F_SETPIPE_SZ, PIPE)
 
     def line(self) -> str:
         """Return the next line that it says; empty at its end."""

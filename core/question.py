@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core import access, condition, parsers, pythons, wiring
+from core import access, condition, parsers, pythons, surroundings, wiring
 from core.config import Cluster, Node, Profile
 
 UNITS = "sparkstack-*"
@@ -29,11 +29,13 @@ class Question:
     inventory: bool = False
     """Whether to count the disk that releases use, and to read which wheels they name."""
     whole: bool = False
-    """Whether to ask for the node's condition and wiring as well (core/condition.py, core/wiring.py)."""
+    """Whether to ask for the node's condition as well (core/condition.py)."""
     access: bool = False
     """Whether to ask for the keys between the nodes (core/access.py)."""
     wiring: bool = False
-    """Whether to ask for the node's wiring."""
+    """Whether to ask for the node's wiring (core/wiring.py)."""
+    ours: bool = False
+    """Whether to ask which processes are ours, by what they run (core/surroundings.py); `whole` asks that too."""
 
 
 def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
     token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
     machine = machine_request(root, question.packages)
     more = condition.request(cluster, node, model) if question.whole else {"commands": {}, "files": {}}
-    wired = wiring.request() if question.whole or question.wiring else {"commands": {}, "files": {}}
+    wired = wiring.request() if question.wiring else {"commands": {}, "files": {}}
     return {
         "ours": rf"{re.escape(str(root))}/|ray::|raylet|gcs_server|VLLM::",
         "commands": {
@@ -67,6 +69,7 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             **pythons.request(cluster),
             **(_disk_request(root) if question.inventory else {}),
             **(access.request(cluster) if question.access else {}),
+            **(surroundings.ours_request(root) if question.ours else {}),
             **token,
         },
         "files": {
@@ -135,3 +138,11 @@ def _model_folders(root: Path, model: PurePosixPath | Path) -> Iterator[str]:
     for folder in (model, root / "models/*", root / "models/*/*"):
         yield str(folder)
         yield str(folder.parent / f".{folder.name}.incoming")
+
+
+def model_command(cluster: Cluster, profile: Profile) -> str:
+    """Return what brings the profile's model to the nodes; nothing where the profile does not say where it is from."""
+    flags = f"--cluster {cluster.flag} --profile {profile.name}"
+    if profile.repository is not None:
+        return f"invoke model.fetch {profile.repository} {flags}"
+    return f"invoke lab.model {flags}" if cluster.lab else ""

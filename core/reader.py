@@ -70,7 +70,7 @@ class Reader:
         """Parse a text that belongs to a fact. Raises FactsError."""
         try:
             return parser(text)
-        except (ValueError, IndexError, KeyError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
             raise self._unread(fact, str(error), text) from error
 
     def _text(self, fact: str) -> str:

@@ -60,12 +60,16 @@ class SshHost:
     def write(self, path: PurePosixPath, content: str, *, mode: int = 0o644, privileged: bool = False) -> None:
         """Replace the file at ``path`` atomically: to a temporary name over SFTP, then `install` and rename."""
         temporary = temporary_path()
-        with (
-            self._named_errors(f"write {path}", CONNECT_TIMEOUT),
-            self._connected().sftp().open(temporary, "wx") as file,
-        ):
-            file.chmod(0o600)  # before anything is in it: some contents are secret
-            file.write(content.encode())
+        with self._named_errors(f"write {path}", CONNECT_TIMEOUT):
+            connection = self._connected()
+            try:
+                with connection.sftp().open(temporary, "wx") as file:
+                    file.chmod(0o600)  # before anything is in it: some contents are secret
+                    file.write(content.encode())
+            except SSH_ERRORS as error:
+                if connection.is_connected:
+                    raise self._not_written(path, error) from error
+                raise
         install(self, temporary, path, mode, privileged=privileged)
 
     def push(self, sources: Sequence[Path], destination: PurePosixPath, on_line: OnLine) -> None:
@@ -156,7 +160,8 @@ class SshHost:
         except (AuthFailure, CommandTimedOut) as error:
             raise self._of_fabric(error, command, timeout) from error
         except SSH_ERRORS as error:
-            raise self._of_ssh(error, command) from error
+            cause = f"no SSH connection to {self._node.management} port {self._way.port}"
+            raise self._lost(cause, str(error)) from error
 
     def _of_fabric(self, error: AuthFailure | CommandTimedOut, command: str, timeout: float) -> SparkstackError:
         if isinstance(error, AuthFailure):
@@ -169,15 +174,10 @@ class SshHost:
             next_move="look at the node's load and disk, then run the same command again",
         )
 
-    def _of_ssh(self, error: Exception, command: str) -> SparkstackError:
-        if self._connection is not None and self._connection.is_connected:
-            return self._not_written(command, error)
-        return self._lost(f"no SSH connection to {self._node.management} port {self._way.port}", str(error))
-
-    def _not_written(self, command: str, error: Exception) -> UnfitNode:
+    def _not_written(self, path: PurePosixPath, error: Exception) -> UnfitNode:
         """SFTP says a full disk as "Failure" (its protocol has no code for it), other causes by name."""
         return UnfitNode(
-            f"{command} failed: {error}",
+            f"write {path} failed: {error}",
             node=self.name,
             next_move="look at free disk space (df -h) and permissions on the node, then run the same command again",
         )

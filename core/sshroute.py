@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shlex
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from core import process
 from core.config import ROOT, Cluster, Node
 from core.errors import CommandFailed, ConfigError
+from core.hand import user
 
 CONNECT_TIMEOUT = 10
 SILENCE_LIMIT = 20
@@ -102,7 +104,7 @@ def route(cluster: Cluster, node: Node) -> Route:
 
 def hops(cluster: Cluster, way: Route, depth: int = 0) -> Iterator[Route]:
     """Return the jump hosts on the way to ``way``, the nearest first. Raises ConfigError for a circle."""
-    if depth > _DEPTH:
+    if depth > _DEPTH and way.jumps:
         raise ConfigError(
             f"the ProxyJump of {way.jumps[0]} leads in a circle", next_move="correct it in the SSH configuration"
         )
@@ -124,6 +126,7 @@ def config_of(cluster: Cluster, node: Node, way: Route) -> Path:
         ("IdentitiesOnly", "yes" if way.identities_only else "no"),
         ("IdentityAgent", _quoted(way.agent.replace("%", "%%")) if way.agent else "none"),
         *(("IdentityFile", _quoted(str(path).replace("%", "%%"))) for path in way.identities),
+        *([] if way.identities else [("IdentityFile", "none")]),
         *proxy.items(),
     ]
     return _written(cluster.state / "ssh" / f"{node.name}.conf", "".join(f"{key} {value}\n" for key, value in options))
@@ -148,7 +151,8 @@ def _answer_for(cluster: Cluster, node: Node, config: Path) -> Answer:
     port = [f"-p{node.ssh_port}"] if "ssh_port" in node.model_fields_set else []
     words = ["-l", cluster.user, *port, "-o", f"HostName={node.management}"]
     nobody, by_name = (_ask(config, [*words, name]) for name in (_NOBODY, node.name))
-    return by_name if by_name != nobody else _ask(config, [*words, str(node.management)])
+    known = {**by_name, "host": ()} != {**nobody, "host": ()}
+    return by_name if known else _ask(config, [*words, str(node.management)])
 
 
 def _hop(cluster: Cluster, spec: str, before: tuple[str, ...]) -> Route:
@@ -181,8 +185,7 @@ def _ask(config: Path, words: Sequence[str]) -> Answer:
             next_move=f"correct it; see `ssh -G {words[-1]}`",
             evidence=error.evidence or error.cause,
         ) from error
-    answer = parse_answer(done.out)
-    return {key: value for key, value in answer.items() if key != "host"}
+    return parse_answer(done.out)
 
 
 def _proxy(said: Answer, config: Path, tokens: Mapping[str, str]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
@@ -211,9 +214,10 @@ def _uri(spec: str) -> str:
 
 
 def _identities(said: Answer, tokens: Mapping[str, str]) -> tuple[Path, ...]:
-    more = {**tokens, "d": str(Path.home()), "u": os.environ.get("USER", tokens["r"])}
+    own = socket.gethostname()
+    more = {**tokens, "d": str(Path.home()), "u": user(), "i": str(os.getuid()), "l": own, "L": own.partition(".")[0]}
     files = (value for value in said.get("identityfile", ()) if value != "none")
-    return tuple(Path(_expanded(value, more).replace("~", str(Path.home()), 1)) for value in files)
+    return tuple(Path(os.path.expandvars(_expanded(value, more))).expanduser() for value in files)
 
 
 def _agent(said: Answer) -> str | None:

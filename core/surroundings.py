@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.parsers import record, shown
 from core.reader import Reader
 
 FIRST_USER = 1000
@@ -62,13 +63,17 @@ def top(pid):
         pid = int(stats[pid][1])
     return pid
 for pid in sorted(ours):
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        continue
     if not stats[pid]:
         continue
     first = top(pid)
     parent = int(stats[first][1])
     starter = read(parent, "comm").strip()
     print(json.dumps({
-        "pid": pid, "start": int(stats[pid][19]), "user": os.stat(f"/proc/{pid}").st_uid, "unit": unit(pid),
+        "pid": pid, "start": int(stats[pid][19]), "user": owner, "unit": unit(pid),
         "command": read(pid, "cmdline").replace("\0", " ").strip()[:200], "ports": ports(pid), "top": first,
         "loose": parent <= 1 or starter == "systemd", "starter": f"{parent} {starter}",
     }))
@@ -76,11 +81,11 @@ for pid in sorted(ours):
 
 # docker would be started by the question where it waits at its socket: only one that runs already is asked
 _CONTAINERS = (
-    "systemctl is-active --quiet docker && ids=$(timeout 3 docker ps -aq --no-trunc) && echo answered && "
-    '[ -n "$ids" ] && timeout 3 docker inspect --format \'{"id": {{json .Id}}, "name": {{json .Name}}, '
+    "systemctl is-active --quiet docker && ids=$(timeout 3 docker ps -aq --no-trunc) && "
+    'found=$([ -z "$ids" ] || timeout 3 docker inspect --format \'{"name": {{json .Name}}, '
     '"image": {{json .Config.Image}}, "running": {{json .State.Running}}, '
     '"restart": {{json .HostConfig.RestartPolicy.Name}}, "runtime": {{json .HostConfig.Runtime}}, '
-    '"devices": {{json .HostConfig.DeviceRequests}}}\' $ids'
+    '"devices": {{json .HostConfig.DeviceRequests}}}\' $ids) && printf "answered\\n%s\\n" "$found"'
 )
 
 
@@ -117,7 +122,6 @@ class Socket:
 class Container:
     """A container that docker knows; ``restart`` is its policy, ``gpu`` whether it asked for one."""
 
-    id: str
     name: str
     image: str
     running: bool
@@ -148,7 +152,7 @@ def request(root: Path, user: str) -> dict[str, Any]:
     logind = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager", "RemoveIPC")
     return {
         "commands": {
-            "ours": ["python3", "-I", "-c", _OURS, str(root)],
+            **ours_request(root),
             "sockets": ["ss", "-Hltnpe"],
             "containers": ["sh", "-c", _CONTAINERS],
             "docker": ["systemctl", "is-enabled", "docker.service"],
@@ -158,6 +162,11 @@ def request(root: Path, user: str) -> dict[str, Any]:
         },
         "files": {},
     }
+
+
+def ours_request(root: Path) -> dict[str, list[str]]:
+    """Return the command that names the processes of ours, by its fact. Pure."""
+    return {"ours": ["python3", "-I", "-c", _OURS, str(root)]}
 
 
 def surroundings(reader: Reader) -> Surroundings:
@@ -175,29 +184,21 @@ def surroundings(reader: Reader) -> Surroundings:
 
 def our_processes(text: str) -> tuple[OurProcess, ...]:
     """Parse the JSON lines of the script above."""
-    return tuple(_our_process(json.loads(line)) for line in text.splitlines() if line.strip())
+    return tuple(_our_process(record(line)) for line in text.splitlines() if line.strip())
 
 
 def _our_process(row: Mapping[str, Any]) -> OurProcess:
-    if not isinstance(row, dict):
-        raise ValueError("a line is no JSON object")
     return OurProcess(
         pid=int(row["pid"]),
         start=int(row["start"]),
         uid=int(row["user"]),
-        unit=str(row["unit"]),
-        command=str(row["command"]),
-        ports=tuple(int(port) for port in _list(row["ports"])),
+        unit=shown(str(row["unit"])),
+        command=shown(str(row["command"])),
+        ports=tuple(int(port) for port in row["ports"]),
         top=int(row["top"]),
         loose=bool(row["loose"]),
-        starter=str(row["starter"]),
+        starter=shown(str(row["starter"])),
     )
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"no list: {value!r}")
-    return value
 
 
 def sockets(text: str) -> tuple[Socket, ...]:
@@ -218,24 +219,21 @@ def _socket(address: str, line: str) -> Socket:
     return Socket(
         port=_port(address) or 0,
         pid=int(user[2]) if user else None,
-        name=user[1] if user else "",
+        name=shown(user[1]) if user else "",
         uid=int(uid[1]) if uid else 0,  # it leaves out root's
-        unit=units[-1] if units else "-",
+        unit=shown(units[-1]) if units else "-",
     )
 
 
 def containers(text: str) -> tuple[Container, ...] | None:
     """Parse "answered", then the JSON lines that `docker inspect` is asked for above; None without that word."""
     word, *lines = text.splitlines() or [""]
-    return tuple(_container(json.loads(line)) for line in lines if line.strip()) if word == "answered" else None
+    return tuple(_container(record(line)) for line in lines if line.strip()) if word == "answered" else None
 
 
 def _container(row: Mapping[str, Any]) -> Container:
-    if not isinstance(row, dict):
-        raise ValueError("a line is no JSON object")
     devices = json.dumps(row["devices"]).lower()
     return Container(
-        id=str(row["id"]),
         name=str(row["name"]).removeprefix("/"),
         image=str(row["image"]),
         running=bool(row["running"]),

@@ -1,8 +1,13 @@
-"""Units of ours on a node: how they are stopped, so that nothing of them stays in systemd's list."""
+"""Units of ours on a node: which run, and how they are stopped, so that nothing of them stays in systemd's list."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from core.facts import NodeFacts
+
+RUNNING = ("active", "activating", "reloading", "deactivating")
+"""States of a unit in which processes of it may live."""
 
 # what ends with another code than 0 when it is told to end is no failure, and is not shown as one afterwards
 _STOP = """
@@ -11,6 +16,12 @@ for unit do
     ! systemctl --quiet is-failed "$unit" || systemctl reset-failed "$unit" || exit
 done
 """
+
+
+def runs(seen: NodeFacts, name: str) -> bool:
+    """Say whether a unit runs on a node."""
+    unit = seen.units.get(name)
+    return unit is not None and unit.active in RUNNING
 
 
 def stop_argv(units: Sequence[str]) -> tuple[str, ...]:

@@ -142,6 +142,5 @@ def unsigned_steps(cluster: Cluster, stack: Stack) -> Iterator[Step]:
             node=CONTROLLER,
             title=f"sign the release of {stack.name}",
             reason=f"every node verifies it by {cluster.allowed_signers}",
-            feature=f"invoke wheels.sign --stack {stack.name} --key PATH",
-            exists=True,
+            command=f"invoke wheels.sign --stack {stack.name} --key PATH",
         )

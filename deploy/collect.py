@@ -13,18 +13,20 @@ from core.config import Cluster, Node
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan, megabytes
 from core.question import INSTALL_UNIT
+from core.units import runs
+from deploy.authenticity import signed_folder
 from deploy.environment import release_folder
 from deploy.inventory import in_order, served
-from deploy.push import wheel_folder
 from deploy.switch import previous
 
 LEAST = 2
 """The release in use and the one before it."""
 
-# the record goes first and for good: what is left of an interrupted removal is an unfinished release, not a damaged one
+# What was signed goes before the release, without which nobody would look for it. Of that the record goes first and for
+# good: what is left of an interrupted removal is an unfinished release, not a damaged one.
 _REMOVE = """
-if [ -e "$1" ]; then rm -f "$1/complete.json" && sync "$1" && rm -rf --one-file-system "$1" || exit; fi
-rm -rf --one-file-system "$2" "$3"
+rm -rf --one-file-system "$2" || exit
+if [ -e "$1" ]; then rm -f "$1/complete.json" && sync "$1" && rm -rf --one-file-system "$1"; fi
 """
 
 # uv keeps each unpacked wheel once and links its files into releases: one whose files have no second name is not used.
@@ -98,25 +100,19 @@ def _needed(cluster: Cluster, seen: NodeFacts, keep: int) -> Iterator[str]:
 
 
 def _going(seen: NodeFacts, stay: frozenset[str]) -> tuple[str, ...]:
-    unfinished = () if _installing(seen) else seen.partial - {seen.current} - stay
+    unfinished = () if runs(seen, INSTALL_UNIT) else seen.partial - {seen.current} - stay
     return tuple(sorted({*(seen.releases.keys() - stay), *unfinished}))
-
-
-def _installing(seen: NodeFacts) -> bool:
-    unit = seen.units.get(INSTALL_UNIT)
-    return unit is not None and unit.active in ("active", "activating", "deactivating")
 
 
 def _releases(cluster: Cluster, node: Node, seen: NodeFacts, going: tuple[str, ...]) -> Iterator[Step]:
     for release in going:
         place = release_folder(cluster, release)
         size = seen.used.get(str(place))
-        others = (str(cluster.root / "signed" / release), str(wheel_folder(cluster) / f"{release}.sha256"))
         yield Run(
             node=node.name,
             title=f"remove {release}" + (f", {megabytes(size)}" if size else ""),
             reason="it was never finished" if release in seen.partial else "no node uses it, nor did before",
-            argv=("sh", "-c", _REMOVE, "sh", str(place), *others),
+            argv=("sh", "-c", _REMOVE, "sh", str(place), str(signed_folder(cluster, release))),
             timeout=600,
         )
 
@@ -142,10 +138,13 @@ def unneeded_files(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
 
 
 def _pythons(node: Node, seen: NodeFacts, stay: frozenset[str]) -> Iterator[Step]:
-    """Remove what was brought and no release was made of; while an installation runs, or a record is old, nothing."""
+    """Remove what was brought and no release was made of.
+
+    Nothing while an installation runs, or while a release that stays has lost its record: it says what it was made of.
+    """
     made_of = [str(seen.releases[release].get("python", "")) for release in seen.releases.keys() & stay]
     gone = [path for path in seen.pythons.brought.values() if path not in made_of]
-    if gone and not _installing(seen):
+    if gone and not runs(seen, INSTALL_UNIT) and not seen.partial & stay:
         yield Run(
             node=node.name,
             title=f"remove {len(gone)} Pythons",
@@ -163,7 +162,7 @@ def unneeded_wheels(seen: NodeFacts, stay: frozenset[str]) -> list[str]:
 
 def _locked(seen: NodeFacts, stay: frozenset[str]) -> set[str]:
     """Return the releases whose wheels are needed; none where the lock of one is not known."""
-    here = (seen.releases.keys() & stay) | (seen.partial if _installing(seen) else set())
+    here = (seen.releases.keys() & stay) | (seen.partial if runs(seen, INSTALL_UNIT) else set())
     return set(here) if here <= seen.locks.keys() else set()
 
 
@@ -188,5 +187,5 @@ def _prune(cluster: Cluster, node: Node) -> Run:
 def _notes(node: Node, seen: NodeFacts) -> Iterator[str]:
     if seen.releases and not seen.history:
         yield f"{node.name}: no switch was noted there yet, so every complete release stays"
-    if _installing(seen):
+    if runs(seen, INSTALL_UNIT):
         yield f"{node.name}: an installation runs, so what is unfinished stays"

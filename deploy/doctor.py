@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from core.backend import minor_of, plain
+from core.backend import plain
 from core.config import Cluster, Node, Stack
 from core.facts import Facts, NodeFacts
 from core.findings import Finding, Severity, apt_install
+from core.parsers import python_version
 from core.plan import megabytes
 from deploy import conda
 from deploy.checks import fabric, gpu, leftovers, likeness, measured, memory, model, residents
 from deploy.checks.case import Case, Check
 from deploy.push import coming
 from wheels.manifest import Manifest
-from wheels.target import can_have, target_of
+from wheels.target import can_have, packages_for, target_of
 
 UNPACKED = 3.2
 """Bytes of an environment for a byte of wheel (measured on the cpu stack)."""
@@ -62,10 +63,10 @@ def _stack(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> Itera
             f"it is {seen.architecture}, the stack {stack.name} is for {', '.join(stack.platforms)}",
             "choose another stack in the cluster's file",
         )
-    if not any(can_have(cluster, stack, seen, minor_of(python)) for python in stack.python):
+    if not any(can_have(cluster, stack, seen, python_version(python)) for python in stack.python):
         yield _no_python(cluster, stack, node, seen)
     yield from conda.findings(cluster, node, seen)
-    missing = sorted(set(stack.packages) - seen.packages)
+    missing = sorted(set(packages_for(cluster, stack, seen)) - seen.packages)
     if missing:
         yield Finding(node.name, f"Debian packages are missing: {' '.join(missing)}", apt_install(missing))
     if stack.cuda and not seen.gpus:
@@ -73,6 +74,11 @@ def _stack(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> Itera
 
 
 def _no_python(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> Finding:
+    if cluster.backend.python == "brought":
+        move = (
+            'name an archive under [[interpreters]] of the stack, or take python = "brought" out of the cluster\'s file'
+        )
+        return Finding(node.name, f"the stack {stack.name} brings no Python for {seen.architecture}", move)
     if cluster.backend.conda:
         has, versions = f"no environment in {cluster.miniforge} has a Python", sorted(seen.pythons.seeds)
         move = f"on the node, with a network: conda create --name python --yes python={stack.python[0]}"
@@ -85,7 +91,7 @@ def _no_python(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts) -> F
 
 def _wheels(cluster: Cluster, stack: Stack, manifest: Manifest, node: Node, seen: NodeFacts) -> Iterator[Finding]:
     target = manifest.target
-    pythons = [minor for minor in map(minor_of, stack.python) if can_have(cluster, stack, seen, minor)]
+    pythons = [minor for minor in map(python_version, stack.python) if can_have(cluster, stack, seen, minor)]
     if seen.architecture != target.architecture or (pythons and target.python not in pythons):
         yield Finding(
             node.name,

@@ -17,6 +17,7 @@ from core.facts import NodeFacts
 from core.hand import NOBODY, Hand
 from core.plan import Run, Step, Write
 from core.question import INSTALL_UNIT
+from core.units import runs
 from deploy import conda
 from deploy.interpreter import interpreter_for
 from deploy.push import wheel_folder
@@ -128,7 +129,6 @@ def _uv_path(installer: PurePosixPath, manifest: Manifest) -> str:
 
 def _leftovers(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> tuple[Step, ...]:
     """An installation that was cut off: end it, then remove what it made; its cache too if the power was lost."""
-    unit = seen.units.get(INSTALL_UNIT)
     stop = Run(
         node=node.name,
         title="stop the installation that was left running",
@@ -143,8 +143,7 @@ def _leftovers(cluster: Cluster, node: Node, seen: NodeFacts, release: str) -> t
         argv=("sh", "-c", _REMOVE, "sh", str(release_folder(cluster, release)), BOOT, str(_cache(cluster))),
         timeout=300,
     )
-    running = unit is not None and unit.active in ("active", "activating", "deactivating")
-    return (*([stop] if running else []), *([remove] if release in seen.partial else []))
+    return (*([stop] if runs(seen, INSTALL_UNIT) else []), *([remove] if release in seen.partial else []))
 
 
 def install_argv(cluster: Cluster, uv: str, venv: PurePosixPath, lock: PurePosixPath) -> tuple[str, ...]:

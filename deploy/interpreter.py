@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -62,14 +61,13 @@ def fetch_steps(cluster: Cluster, stack: Stack, facts: Facts, manifest: Manifest
 
 
 def _fetch(one: Interpreter, report: Report) -> None:
-    found = fetched(one.url, one.sha256, one.filename, report)
-    if found != stored(one):
-        os.link(found, stored(one))
+    """The store may have it under another name: an older version took the one in the URL."""
+    fetched(one.url, one.sha256, one.archive, report).replace(stored(one))
 
 
 def stored(one: Interpreter) -> Path:
     """Return where this host keeps the archive."""
-    return WORK / "files" / one.sha256 / one.filename
+    return WORK / "files" / one.sha256 / one.archive
 
 
 def _missing(cluster: Cluster, stack: Stack, seen: NodeFacts, manifest: Manifest) -> Interpreter | None:
@@ -83,7 +81,7 @@ def bring_steps(cluster: Cluster, stack: Stack, node: Node, seen: NodeFacts, man
     if one is None:
         return ()
     place = python_folder(cluster)
-    archive, folder = place / one.filename, place / one.folder
+    archive, folder = place / one.archive, place / one.folder
     why = "the cluster's file says so" if cluster.backend.python == "brought" else _lacks(seen, one)
     return (
         Run(

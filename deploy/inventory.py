@@ -25,7 +25,7 @@ class Kept:
     node: str
     release: str
     state: str
-    """"in use", "previous" (what a rollback goes back to), "kept" or "unfinished"."""
+    """"in use", "previous" (what a rollback goes back to), "kept", "unfinished", or "in use, unfinished"."""
     stack: str
     serving: bool
     """Whether a unit or a process of the service names it."""
@@ -67,7 +67,7 @@ def in_order(seen: NodeFacts) -> tuple[str, ...]:
 
 def _state(seen: NodeFacts, release: str) -> str:
     if release in seen.partial:
-        return "unfinished"
+        return "in use, unfinished" if release == seen.current else "unfinished"
     if release == seen.current:
         return "in use"
     return "previous" if release == previous(seen) else "kept"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from core.config import Profile
 from core.facts import NodeFacts
@@ -73,15 +74,22 @@ def unified(seen: NodeFacts) -> bool:
     return any(gpu.capability in UNIFIED for gpu in seen.gpus)
 
 
+def judged(seen: NodeFacts) -> bool:
+    """Whether the model lies in the memory of the machine: what a GPU has of its own is not looked at."""
+    return unified(seen) or not seen.gpus
+
+
 def need_of(profile: Profile, shape: Shape | None, seen: NodeFacts) -> Need:
     """Return what the profile needs on this node."""
+    if not judged(seen):
+        return Need(weights=None, kv_token=None, kv_cache=None, work=0, around=0, claim=None)
     gpu = unified(seen)
     ray = profile.object_store if profile.executor == "ray" else 0
     kv_token = kv_bytes_a_token(shape, profile, _kv_number(profile, shape)) if shape and shape.plain else None
     return Need(
         weights=_weights(profile, shape, seen.model_files),
         kv_token=kv_token,
-        kv_cache=_kv_cache(profile, kv_token),
+        kv_cache=_kv_cache(profile, shape, kv_token),
         work=GPU_WORK if gpu else CPU_WORK,
         around=ray + (PROCESSES if gpu else 0),
         claim=int(utilization(profile) * seen.memory_total) if gpu else None,
@@ -105,28 +113,43 @@ def flag(flags: Sequence[str], name: str) -> str | None:
     return found
 
 
+def whole_number(text: str) -> int | None:
+    """Read a number as vLLM's options do; None for any other text. 32k is 32000, 25.6k 25600, 32K 32768.
+
+    https://docs.vllm.ai/en/latest/cli/ (Human-readable integer arguments), human_readable_int in vLLM.
+    """
+    match = re.fullmatch(r"(\d{1,15})(\.\d{1,15})?([kmgtKMGT]?)", text.strip(), re.ASCII)
+    if match is None or (match[2] and not match[3].islower()):
+        return None
+    power = "kmgt".find(match[3].lower()) + 1 if match[3] else 0
+    return int(Decimal(match[1] + (match[2] or "")) * (1024 if match[3].isupper() else 1000) ** power)
+
+
 def _weights(profile: Profile, shape: Shape | None, files: Mapping[str, int]) -> int | None:
     """Return the bytes of the largest rank's weights: what its parameters take, or its share of the files if larger.
 
     The files may hold what the shape does not tell (a part that sees pictures), or be there in part only.
     """
     there = sum(size for name, size in files.items() if name.endswith(".safetensors"))
-    ranks = profile.pipeline_parallel * profile.tensor_parallel
-    share = -(-there // ranks)
+    share = -(-there // profile.ranks)
     if shape is None or not shape.plain:
         return share or None
-    number = DTYPES.get(flag(profile.flags, "--dtype") or "", shape.number)
-    return max(share, largest_stage(shape, profile)[0] * number)
+    return max(share, largest_stage(shape, profile) * _number(profile, shape))
+
+
+def _number(profile: Profile, shape: Shape) -> int:
+    """Return the bytes of a number of the weights, and of the KV cache where it has no type of its own."""
+    return DTYPES.get(flag(profile.flags, "--dtype") or "", shape.number)
 
 
 def _kv_number(profile: Profile, shape: Shape) -> int:
     given = flag(profile.flags, "--kv-cache-dtype") or ""
-    return 1 if given.startswith("fp8") else DTYPES.get(given, shape.number)
+    return 1 if given.startswith("fp8") else DTYPES.get(given, _number(profile, shape))
 
 
-def _kv_cache(profile: Profile, kv_token: int | None) -> int | None:
-    given = flag(profile.flags, "--kv-cache-memory-bytes")
-    if given is not None and given.isdecimal():
-        return int(given)
-    length = flag(profile.flags, "--max-model-len") or ""
-    return None if kv_token is None else kv_token * (int(length) if length.isdecimal() else CONTEXT)
+def _kv_cache(profile: Profile, shape: Shape | None, kv_token: int | None) -> int | None:
+    given = whole_number(flag(profile.flags, "--kv-cache-memory-bytes") or "")
+    if given is not None or kv_token is None:
+        return given
+    longest = shape.max_position_embeddings if shape else None
+    return kv_token * (whole_number(flag(profile.flags, "--max-model-len") or "") or longest or CONTEXT)

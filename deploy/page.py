@@ -14,7 +14,7 @@ from core.findings import Severity
 from deploy.checks.case import Case, Direction, gib
 from deploy.doctor import CHECKS, Diagnosis, worst
 from wheels.manifest import Manifest, load
-from wheels.target import common_target, python_for, target_of
+from wheels.target import common_target
 
 VERDICTS = {
     None: "can serve this profile",
@@ -44,9 +44,11 @@ def case_of(
 
 
 def _wheels_for(cluster: Cluster, stack: Stack, facts: Facts) -> Manifest | None:
-    python = python_for(cluster, facts, stack)
-    alike = len({target_of(facts[node.name], python).tag for node in cluster.nodes}) == 1
-    return load(stack, common_target(cluster, facts, stack)) if alike else None
+    try:
+        target = common_target(cluster, facts, stack)
+    except UnfitNode:
+        return None
+    return load(stack, target)
 
 
 def exit_code(found: tuple[Diagnosis, ...]) -> int:

@@ -11,7 +11,8 @@ from core.config import Cluster, Node
 from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
-from core.units import stop_argv
+from core.surroundings import OurProcess
+from core.units import RUNNING, runs, stop_argv
 from deploy import conda
 from deploy.access.peers import forget
 
@@ -23,7 +24,8 @@ OURS = frozenset(
 )
 """What the suite makes in its folder on a node."""
 MODELS = "models"
-RUNNING = ("active", "activating", "reloading", "deactivating")
+UNITS = "sparkstack-"
+"""What the names of our units begin with."""
 
 _FILES = """
 rm -f -- "$@" || exit
@@ -56,21 +58,28 @@ def plan_remove(cluster: Cluster, facts: Facts, *, stop: bool = False, keep_mode
 
 def _refuse_running(cluster: Cluster, facts: Facts, *, stop: bool) -> None:
     for node in cluster.nodes:
-        units, processes = _running(facts[node.name]), facts[node.name].processes
+        units, loose = _running(facts[node.name]), _loose(facts[node.name])
         if units and not stop:
             move = f"invoke stop --cluster {cluster.flag}, or say --stop: it ends what runs, then removes it"
             raise InUse(f"it still runs {', '.join(units)}", node=node.name, next_move=move)
-        if processes and not units:
+        if loose:
             raise InUse(
-                f"it still runs {len(processes)} processes of ours that belong to no unit",
+                f"it still runs {len(loose)} processes of ours that belong to no unit",
                 node=node.name,
-                next_move="end them: kill PID",
-                evidence="\n".join(f"{one.pid} {one.user} {one.command[:120]}" for one in processes[:10]),
+                next_move=f"end them on the node: kill {' '.join(str(one.pid) for one in loose)}",
+                evidence="\n".join(
+                    f"{one.pid} {one.command[:120]} (user {one.uid}, started by {one.starter})" for one in loose[:10]
+                ),
             )
 
 
+def _loose(seen: NodeFacts) -> list[OurProcess]:
+    """Return what would go on to run when our units have ended."""
+    return [one for one in seen.condition.around.ours if not one.unit.startswith(UNITS)]
+
+
 def _running(seen: NodeFacts) -> list[str]:
-    return sorted(name for name, unit in seen.units.items() if unit.active in RUNNING)
+    return sorted(name for name in seen.units if runs(seen, name))
 
 
 def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:

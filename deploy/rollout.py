@@ -79,8 +79,7 @@ def plan_unbuilt(cluster: Cluster, stack: Stack, target: Target, facts: Facts) -
         node=CONTROLLER,
         title=f"have the {len(manifest.wheels)} wheels of {stack.name} in {shown(folder(stack, target))}",
         reason="no manifest is there",
-        feature=f"invoke build-wheels --stack {stack.name}",
-        exists=True,
+        command=f"invoke build-wheels --stack {stack.name}",
         shown="\n".join(_unbuilt(stack, manifest)),
     )
     first = Stage("wheels", (build, *authenticity.unsigned_steps(cluster, stack)))

@@ -11,8 +11,9 @@ from typing import Any
 
 from core.config import ROOT
 from core.errors import BuildFailed, LockHeld, NodeUnreachable, SparkstackError, UnfitNode, WheelRefused
-from core.plan import Report, megabytes
+from core.plan import Report
 from core.process import Conversation
+from deploy.onnode.common import how_far, said
 
 PACKAGE = "deploy.onnode"
 SCRIPTS = ROOT / "deploy" / "onnode"
@@ -79,7 +80,7 @@ def send(errand: Errand, conversation: Conversation, report: Report) -> None:
 def _hear(node: str, conversation: Conversation, report: Report) -> dict[str, Any]:
     """Return what the node says next that is for us; nothing at its end. Raises its error."""
     while line := conversation.line():
-        told = _object(line)
+        told = said(line)
         if "error" in told:
             kind = KINDS.get(str(told["error"]), NodeUnreachable)
             raise kind(str(told.get("cause")), node=node, next_move=str(told.get("next")))
@@ -90,14 +91,6 @@ def _hear(node: str, conversation: Conversation, report: Report) -> dict[str, An
         else:
             report(line.rstrip())
     return {}
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _send_files(
@@ -140,14 +133,4 @@ class Progress:
         now = self.clock()
         if now - self.said >= INTERVAL or self.done == self.total:
             self.said = now
-            self.report(self.line(now - self.began))
-
-    def line(self, seconds: float) -> str:
-        """Return it for people."""
-        rate = self.done / max(seconds, 0.001)
-        left = (self.total - self.done) / max(rate, 1)
-        return f"{megabytes(self.done)} of {megabytes(self.total)}, {megabytes(rate)}/s, {_time(left)} left"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+            self.report(how_far(self.done, self.total, self.done, now - self.began))

@@ -36,6 +36,8 @@ class Shape(BaseModel):
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
     vocab_size: Count
+    max_position_embeddings: Count | None = None
+    """The longest sequence, in tokens."""
     tie_word_embeddings: bool = False
     torch_dtype: str | None = None
     dtype: str | None = None
@@ -70,12 +72,6 @@ class Shape(BaseModel):
         attention = self.hidden_size * (2 * queries + 2 * keys) + biases
         return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
 
-    @property
-    def parameters(self) -> int:
-        """Parameters in all."""
-        ends = self.embedding * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * self.layer + ends + self.hidden_size
-
 
 def read_shape(text: str) -> Shape | None:
     """Read a config.json; None where it does not say what is needed. Some models keep it under text_config."""
@@ -88,8 +84,8 @@ def read_shape(text: str) -> Shape | None:
         return None
 
 
-def largest_stage(shape: Shape, profile: Profile) -> tuple[int, int]:
-    """Return the parameters and the layers of the largest rank.
+def largest_stage(shape: Shape, profile: Profile) -> int:
+    """Return the parameters of the largest rank.
 
     vLLM gives every stage as many layers, and one more to some where the number does not divide; the first has the
     embedding, the last the output layer (get_pp_indices in vllm/distributed/utils.py). Tensor parallelism divides both.
@@ -97,7 +93,7 @@ def largest_stage(shape: Shape, profile: Profile) -> tuple[int, int]:
     stages, slices = profile.pipeline_parallel, profile.tensor_parallel
     layers = -(-shape.num_hidden_layers // stages)
     ends = shape.embedding if stages > 1 or shape.tie_word_embeddings else 2 * shape.embedding
-    return (layers * shape.layer + ends + shape.hidden_size) // slices, layers
+    return (layers * shape.layer + ends + shape.hidden_size) // slices
 
 
 def kv_bytes_a_token(shape: Shape, profile: Profile, number: int) -> int:

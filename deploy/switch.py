@@ -24,6 +24,7 @@ HISTORY = "history.jsonl"
 REMEMBERED = 100
 """Lines that a history keeps."""
 SWITCH = "switch"
+NOTE = "note what is in use"
 
 _READY = 'cd "$1" && test -s "releases/$2/complete.json" && ln -sfn "releases/$2" .current.new && sync .'
 _SWITCH = 'cd "$1" && mv -T .current.new current && sync .'
@@ -68,7 +69,7 @@ class Switch:
     """The stages that take a release into use, and how each of them is undone."""
 
     stages: tuple[tuple[str, tuple[Step, ...]], ...]
-    undo: Mapping[str, tuple[Run, ...]]
+    undo: Mapping[str, tuple[Step, ...]]
 
 
 def plan_switch(cluster: Cluster, facts: Facts, release: str, hand: Hand) -> Switch:
@@ -81,9 +82,12 @@ def plan_switch(cluster: Cluster, facts: Facts, release: str, hand: Hand) -> Swi
             ("prepare the switch", tuple(_ready(cluster, node, release) for node in moving)),
             (SWITCH, tuple(_switch(cluster, node, seen[node], release) for node in moving)),
             ("check what is in use", tuple(_health(cluster, node, release) for node in unsure)),
-            ("note what is in use", tuple(_note(cluster, node, seen[node], release, hand) for node in unsure)),
+            (NOTE, tuple(_note(cluster, node, seen[node], release, hand) for node in unsure)),
         ),
-        undo={SWITCH: tuple(_back(cluster, node, seen[node], release) for node in moving)},
+        undo={
+            SWITCH: tuple(_back(cluster, node, seen[node], release) for node in moving),
+            NOTE: tuple(_forget(cluster, node, seen[node]) for node in unsure),
+        },
     )
 
 
@@ -164,6 +168,17 @@ def _note(cluster: Cluster, node: Node, seen: NodeFacts, release: str, hand: Han
         reason=f"the last one noted is {last(seen) or 'none'}",
         path=PurePosixPath(cluster.root / HISTORY),
         content=_text(lines),
+    )
+
+
+def _forget(cluster: Cluster, node: Node, seen: NodeFacts) -> Write:
+    """A node that keeps the line of a switch that was taken back would have a rollback, and a collection, go wrong."""
+    return Write(
+        node=node.name,
+        title="take the note back",
+        reason="all nodes or none",
+        path=PurePosixPath(cluster.root / HISTORY),
+        content=_text(seen.history),
     )
 
 

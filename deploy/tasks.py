@@ -10,7 +10,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, agreed, answer, answer_json, command, converge, look
+from core.command import Options, answer, answer_json, asking, command, converge, look
 from core.config import Cluster, Stack, load_profile
 from core.errors import BuildFailed, UsageError
 from core.facts import Facts, NodeFacts, gather
@@ -46,7 +46,9 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
     with Hosts(chosen) as hosts:
         profile = load_profile(chosen.profile)
         token = ask_argv(chosen.api_url, profile.served_names[0], timeout=15)
-        captures = gather(hosts, chosen, Question(profile, stack_of(chosen).packages, token, whole=True, access=True))
+        packages = stack_of(chosen).packages
+        everything = Question(profile, packages, token, inventory=True, whole=True, access=True, wiring=True)
+        captures = gather(hosts, chosen, everything)
     if save:
         Path(save).write_text(captures.to_json(), encoding="utf-8")
     if json:
@@ -68,8 +70,7 @@ def _sheet(cluster: Cluster, seen: NodeFacts) -> str:
         "GPU": gpus or "none",
         "fabric": f"{fabric.name}, MTU {fabric.mtu}" if fabric else "not found",
         "release": seen.current or "none",
-        "models": ", ".join(str(found.get("repository", "damaged")) for found in seen.models.values())
-        or "none fetched",
+        "models": ", ".join(map(_model, seen.models.values())) or "none fetched",
     }
     return "\n".join([seen.name, *(f"  {key:8} {value}" for key, value in rows.items())])
 
@@ -223,13 +224,12 @@ def remove(
     json: bool = False,
     facts: str = "",
 ) -> None:
-    """Take everything of ours off the nodes: units, releases, wheels, models; shows the plan and asks."""
+    """Take everything of ours but the network off the nodes (units, releases, wheels, models); asks first."""
     chosen = chosen_cluster(cluster)
     options = Options(dry_run, json, Path(facts) if facts else None)
 
     def plan(seen: Facts) -> Plan:
         return plan_remove(chosen, seen, stop=stop, keep_models=keep_models)
 
-    question, prompt = Question(access=True), "Remove all of this from the nodes?"
-    if yes or options.plan_only or agreed(chosen, question, plan, options, prompt):
-        _say_notes(converge("remove", chosen, question, plan, options), options)
+    agree = None if yes else asking("Remove all of this from the nodes?", options)
+    _say_notes(converge("remove", chosen, Question(access=True, ours=True), plan, options, agree=agree), options)

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import IO
 
@@ -84,7 +85,9 @@ def require_plain(path: str, member: tarfile.TarInfo, members: dict[str, tarfile
         if above in members and not members[above].isdir():
             raise ValueError(f"{member.name!r} lies below {above!r}, which is no folder")
     if member.issym():
-        if member.linkname.startswith("/"):
+        # behind a part that may be a link itself, ".." leads to where nobody has looked
+        behind = dropwhile(lambda part: part == "..", member.linkname.split("/"))
+        if member.linkname.startswith("/") or ".." in behind:
             raise ValueError(f"{member.name!r} leads out of it")
         inside(posixpath.normpath(posixpath.join(TOP, posixpath.dirname(path), member.linkname)))
     if member.islnk() and not members.get(inside(member.linkname), member).isreg():

@@ -19,6 +19,7 @@ from core.errors import ConfigError, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts
 from core.ports import same_port
 from core.question import model_folder
+from deploy.checks.gpu import FEWER_RANKS
 from deploy.environment import interpreter
 
 RAY_HEAD, RAY_WORKER, VLLM = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm"
@@ -55,11 +56,11 @@ class Service:
 
     def require_ranks(self) -> None:
         """Raise UsageError when the profile needs more GPUs than the nodes have, one each."""
-        have = len(self.cluster.nodes)
-        if self.ranks > have:
+        have, ranks = len(self.cluster.nodes), self.profile.ranks
+        if ranks > have:
             raise UsageError(
-                f"the profile {self.profile.name} needs {self.ranks} GPUs, {self.cluster.name} has {have} nodes of one",
-                next_move="lower pipeline_parallel or tensor_parallel in the profile, or choose another with --profile",
+                f"the profile {self.profile.name} needs {ranks} GPUs, {self.cluster.name} has {have} nodes of one",
+                next_move=FEWER_RANKS,
             )
 
     def units_of(self, node: Node) -> tuple[str, ...]:
@@ -70,11 +71,6 @@ class Service:
                 next_move='use executor = "ray"',
             )
         return (RAY_HEAD, VLLM) if node == self.cluster.head else (RAY_WORKER,)
-
-    @property
-    def ranks(self) -> int:
-        """GPUs that the profile needs in all."""
-        return self.profile.pipeline_parallel * self.profile.tensor_parallel
 
 
 def files_of(service: Service, node: Node, seen: NodeFacts) -> dict[PurePosixPath, str]:

@@ -11,12 +11,12 @@ from core.config import Cluster, Node
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
+from core.question import model_command
 from core.token import ask_argv
-from core.units import stop_argv
+from core.units import RUNNING, stop_argv
 from serve import ray, ready
 from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service, deviations, files_of, present
 
-RUNNING = ("active", "activating", "reloading", "deactivating")
 Files = Mapping[str, Mapping[PurePosixPath, str]]
 """Node name to path to content."""
 
@@ -74,7 +74,7 @@ def require_model(service: Service, facts: Facts) -> None:
         raise UnfitNode(
             f"the model {service.profile.model} is not in {service.model}",
             node=name,
-            next_move=_model_command(service) or f"put the model's files into {service.model} on every node",
+            next_move=_model_command(service),
         )
 
 
@@ -92,8 +92,7 @@ def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Pl
             node=name,
             title=f"deploy {service.release}",
             reason=f"in use is {facts[name].current or 'none'}",
-            feature=f"invoke deploy --cluster {cluster.flag}",
-            exists=True,
+            command=f"invoke deploy --cluster {cluster.flag}",
         )
         for name in lacking
     )
@@ -108,17 +107,14 @@ def _model_later(service: Service, node: str) -> Later:
         node=node,
         title=f"have the model in {service.model}",
         reason="no config.json is there",
-        feature=_model_command(service) or f"the model's files in {service.model}, put there by hand",
-        exists=True,
+        command=_model_command(service),
     )
 
 
 def _model_command(service: Service) -> str:
-    """Return what brings the profile's model to the nodes; nothing where the profile does not say where it is from."""
-    repository, flags = service.profile.repository, f"--cluster {service.cluster.flag} --profile {service.profile.name}"
-    if repository is not None:
-        return f"invoke model.fetch {repository} {flags}"
-    return f"invoke lab.model {flags}" if service.cluster.lab else ""
+    """Return what brings the profile's model to the nodes, in words where the profile does not say where it is from."""
+    command = model_command(service.cluster, service.profile)
+    return command or f"put the model's files into {service.model} on every node"
 
 
 def _state(seen: NodeFacts, unit: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from core.backend import Interpreter, Minor, minor_of
+import re
+
+from core.backend import Interpreter, Minor
 from core.config import Cluster, Model, Stack
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
+from core.parsers import python_version
 
 
 class Target(Model):
@@ -56,7 +59,7 @@ def python_for(cluster: Cluster, facts: Facts, stack: Stack) -> Minor | None:
     """
     seen = [facts[node.name] for node in cluster.nodes]
     own = facts[cluster.head.name].python
-    minors = sorted(map(minor_of, stack.python), key=lambda minor: minor != own)
+    minors = sorted(map(python_version, stack.python), key=lambda minor: minor != own)
     there = (minor for minor in minors if all(base_python(cluster, one, minor) for one in seen))
     brought = (minor for minor in minors if all(can_have(cluster, stack, one, minor) for one in seen))
     return next(there, None) or next(brought, None)
@@ -74,6 +77,20 @@ def base_python(cluster: Cluster, seen: NodeFacts, minor: Minor) -> str | None:
     if cluster.backend.python == "brought":
         return None
     return "python3" if seen.python == minor else seen.pythons.found.get(minor)
+
+
+def packages_for(cluster: Cluster, stack: Stack, seen: NodeFacts) -> tuple[str, ...]:
+    """Return the stack's Debian packages for a node; Python's headers only where that Python is Debian's own."""
+    return tuple(name for name in stack.packages if not _needless_headers(cluster, seen, name))
+
+
+def _needless_headers(cluster: Cluster, seen: NodeFacts, package: str) -> bool:
+    """A Python that is brought, conda's or uv's has its headers with it."""
+    named = re.fullmatch(r"python(3\.\d+)-dev", package)
+    if named is None:
+        return False
+    python = None if cluster.backend.conda else base_python(cluster, seen, python_version(named[1]))
+    return python is None or not (python == "python3" or python.startswith("/usr/bin/"))
 
 
 def archive_for(stack: Stack, seen: NodeFacts, minor: Minor) -> Interpreter | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from core.access import Access, fabric_name, key_name, mark
 from core.config import Cluster, Node
-from core.errors import UnfitNode
+from core.errors import UnfitNode, UsageError
 from core.facts import Facts
 from core.plan import Later, Plan, Run, Step, make_plan
 
@@ -63,8 +63,13 @@ def plan_keys(cluster: Cluster, facts: Facts) -> Plan:
 def plan_peers(cluster: Cluster, facts: Facts) -> Plan:
     """Return what lets every node read the suite's folder on the others; empty where it is so.
 
-    A key that is not made yet stands in the plan as something that comes first. Raises UnfitNode.
+    A key that is not made yet stands in the plan as something that comes first. Raises UsageError, UnfitNode.
     """
+    if len(cluster.nodes) == 1:
+        raise UsageError(
+            f"{cluster.name} has one node, and so no other to let in",
+            next_move=f"take back what an earlier cluster left: invoke trust --nodes --undo --cluster {cluster.flag}",
+        )
     for node in cluster.nodes:
         _refuse_unfit(cluster, node, facts[node.name].access)
     return make_plan(
@@ -105,7 +110,7 @@ def _title(cluster: Cluster) -> str:
 
 def _make(cluster: Cluster, facts: Facts) -> Iterator[Step]:
     for node in cluster.nodes:
-        if facts[node.name].access.key is None and len(cluster.nodes) > 1:
+        if facts[node.name].access.key is None:
             yield Run(
                 node=node.name,
                 title=f"make ~/.ssh/{key_name(cluster)}",
@@ -122,8 +127,7 @@ def _let_in(cluster: Cluster, node: Node, facts: Facts) -> Iterator[Step]:
             node=node.name,
             title=f"let in {', '.join(missing)}",
             reason="for reading the suite's folder by rsync, and nothing else",
-            feature="the key, which is made first",
-            exists=True,
+            command="the key is made",
         )
         return
     access = facts[node.name].access
@@ -139,7 +143,7 @@ def _line(cluster: Cluster, peer: Node, here: Access, there: Access) -> str:
 
 
 def _authorize(cluster: Cluster, node: Node, lines: Sequence[str], reason: str) -> Run:
-    others = ", ".join(peer.name for peer in cluster.nodes if peer != node)
+    others = ", ".join(peer.name for peer in cluster.nodes if peer != node) or "other nodes"
     return Run(
         node=node.name,
         title=f"{'let in' if lines else 'shut out'} {others} in ~/.ssh/authorized_keys",

@@ -9,6 +9,7 @@ from core.choice import chosen_cluster
 from core.command import Options, answer, ask, command, converge, look
 from core.config import Cluster, Node
 from core.errors import UsageError
+from core.lock import locked
 from core.question import Question
 from core.remote import Hosts
 from deploy.access import trust as keys
@@ -77,7 +78,8 @@ def _enrolled(cluster: Cluster, key: HostKey, *, replace: bool, yes: bool, dry_r
     keys.refuse_changed(key, replace=replace)
     if dry_run or not (yes or _agreed(name, key.kind)):
         return False
-    keys.enrol(cluster, key, replace=replace)
+    with locked(cluster, "invoke trust"):
+        keys.enrol(cluster, key, replace=replace)
     answer(f"{name}: enrolled in {cluster.known_hosts}")
     return True
 
@@ -96,7 +98,7 @@ def _between_nodes(cluster: Cluster, options: Options, *, undo: bool) -> None:
         return
     with Hosts(cluster) as hosts:
         seen = look(cluster, question, options, hosts)
-        missing = not plan_peers(cluster, seen).empty and not plan_keys(cluster, seen).empty
-    if missing and not options.plan_only:
+    plan_peers(cluster, seen)  # refuses what cannot be before a key is made
+    if not plan_keys(cluster, seen).empty and not options.plan_only:
         converge("trust", cluster, question, lambda now: plan_keys(cluster, now), options)
     converge("trust", cluster, question, lambda now: plan_peers(cluster, now), options)

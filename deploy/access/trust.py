@@ -67,7 +67,7 @@ def examine(cluster: Cluster, node: Node, way: Route, *, jump: bool = False) -> 
 
     Raises NodeUnreachable, and HostKeyRefused for a jump host before it that is not enrolled.
     """
-    enrolled = {kind: key for names, kind, key in _entries(cluster) if way.known_as in names.split(",")}
+    enrolled = _enrolled(cluster, way.known_as)
     shown = (shown_key(cluster, node, way, tuple(enrolled)) if enrolled else None) or shown_key(cluster, node, way)
     if shown is None:
         raise NodeUnreachable(
@@ -89,8 +89,12 @@ def refuse_changed(key: HostKey, *, replace: bool) -> None:
 
 
 def enrol(cluster: Cluster, key: HostKey, *, replace: bool) -> None:
-    """Write the key into the cluster's known_hosts. Raises HostKeyRefused for a changed key unless ``replace``."""
-    refuse_changed(key, replace=replace)
+    """Write the key into the cluster's known_hosts, whose lock the caller holds.
+
+    Raises HostKeyRefused for a changed key unless ``replace``, also where another command enrolled the other meanwhile.
+    """
+    now = HostKey(key.node, key.name, key.kind, key.key, _enrolled(cluster, key.name), key.jump)
+    refuse_changed(now, replace=replace)
     lines = [line for line in (_without(line, key.name) for line in _lines(cluster)) if line]
     cluster.state.mkdir(parents=True, exist_ok=True)
     fresh = cluster.known_hosts.with_name("known_hosts.new")
@@ -103,6 +107,11 @@ def _without(line: str, name: str) -> str:
     names, *rest = line.split()
     left = [one for one in names.split(",") if one != name]
     return " ".join([",".join(left), *rest]) if left else ""
+
+
+def _enrolled(cluster: Cluster, name: str) -> dict[str, str]:
+    """Return the keys that are enrolled under a name: kind to base64."""
+    return {kind: key for names, kind, key in _entries(cluster) if name in names.split(",")}
 
 
 def _entries(cluster: Cluster) -> Iterator[tuple[str, str, str]]:

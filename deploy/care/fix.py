@@ -15,11 +15,10 @@ from core.facts import NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.process import Completed
 from core.surroundings import OurProcess
+from core.units import stop_argv
 from deploy.checks.case import Case
 from deploy.checks.residents import OURS, left_over, loses_memory, what_is_held
-
-Target = tuple[str, int, int]
-"""Node, process, and when it started, in clock ticks since boot."""
+from wheels.target import packages_for
 
 # Runs on the node. A descriptor of the process is opened first and its start time read then, so that what is signalled
 # is that process even when its number is given to another one in between.
@@ -71,25 +70,18 @@ _APT = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "apt-get"
 """needrestart (Ubuntu) would restart services by itself: it is told to list them only."""
 
 
-def plan_fix(case: Case, only: frozenset[Target] | None = None) -> Plan:
-    """Return what mends the nodes as far as it is ours to do; ends ``only`` processes that were agreed to, if given."""
+def plan_fix(case: Case) -> Plan:
+    """Return what mends the nodes as far as it is ours to do."""
     seen = [(node, one) for node, one, _ in case.nodes()]
     return make_plan(
         f"mend {case.cluster.name} ({', '.join(node.name for node, _ in seen)})",
         (
             ("stop what serves nobody", (step for node, one in seen for step in _units(case, node, one))),
-            ("end what was left behind", (step for node, one in seen for step in _processes(case, node, one, only))),
+            ("end what was left behind", (step for node, one in seen for step in _processes(case, node, one))),
             ("install Debian packages", (step for node, one in seen for step in _packages(case, node, one))),
             ("keep shared memory", (_linger(case, node) for node, one in seen if loses_memory(one))),
         ),
         _notes(case),
-    )
-
-
-def targets(case: Case) -> frozenset[Target]:
-    """Name the processes that the plan ends."""
-    return frozenset(
-        (node.name, process.pid, process.start) for node, seen, _ in case.nodes() for process in left_over(case, seen)
     )
 
 
@@ -110,16 +102,14 @@ def _units(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
                 node=node.name,
                 title=f"stop {unit}",
                 reason="its processes hold GPU memory, and vLLM has ended",
-                argv=("systemctl", "stop", unit),
+                argv=stop_argv([unit]),
                 privileged=True,
                 timeout=90,
             )
 
 
-def _processes(case: Case, node: Node, seen: NodeFacts, only: frozenset[Target] | None) -> Iterator[Step]:
-    found = [
-        process for process in left_over(case, seen) if only is None or (node.name, process.pid, process.start) in only
-    ]
+def _processes(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
+    found = list(left_over(case, seen))
     if found:
         yield Run(
             node=node.name,
@@ -153,7 +143,7 @@ def _linger(case: Case, node: Node) -> Run:
 
 
 def _packages(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
-    missing = sorted(set(case.stack.packages) - seen.packages)
+    missing = sorted(set(packages_for(case.cluster, case.stack, seen)) - seen.packages)
     if not missing:
         return
     install = ("install", "--yes", "--no-install-recommends", "--no-remove", *missing)

@@ -6,20 +6,20 @@ fabric address only, for seconds, and for who has the secret of this one measure
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from core.config import Cluster, Node
-from core.errors import FactsError
+from core.errors import FactsError, SparkstackError
 from core.facts import Facts
 from core.host import Host, temporary_path
-from core.parsers import record
+from core.parsers import record_or_none, shown
 from core.remote import Hosts
 from deploy.checks.case import Direction
 
@@ -53,48 +53,57 @@ def _argv(*words: str) -> tuple[str, ...]:
 
 
 def _pair(here: _End, there: _End) -> Iterator[Direction]:
-    with ThreadPoolExecutor(2) as pool:
-        packets = list(pool.map(_largest, (here, there), (there, here)))
-    found = _streams(here, there)
-    for sender, receiver, way, largest in ((here, there, "out", packets[0]), (there, here, "in", packets[1])):
+    """Measure one pair; that it could not be measured is what is known of it then."""
+    found: dict[str, Any] = {}
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found["largest_out"], found["largest_in"] = pool.map(_largest, (here, there), (there, here))
+        found |= _streams(here, there)
+    except SparkstackError as error:
+        found["error"] = f"{error.node}: {error.cause}" if error.node else error.cause
+    for sender, receiver, way in ((here, there, "out"), (there, here, "in")):
         yield Direction(
             sender=sender.node.name,
             receiver=receiver.node.name,
-            large=found.get(f"large_{way}"),
-            small=found.get(f"small_{way}"),
-            largest=largest,
-            error=str(found.get("error", "")),
+            large=_number(found.get(f"large_{way}")),
+            small=_number(found.get(f"small_{way}")),
+            largest=found.get(f"largest_{way}"),
+            error=shown(str(found.get("error", ""))),
         )
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def _largest(here: _End, there: _End) -> int | None:
     argv = _argv("packets", str(here.node.fabric), str(there.node.fabric), str(here.mtu))
-    largest: int | None = _answer(here, here.host.run(argv, timeout=60).out)["largest"]
-    return largest
+    largest = _answer(here, here.host.run(argv, timeout=60).out, "largest")["largest"]
+    return largest if isinstance(largest, int) else None
 
 
 def _streams(here: _End, there: _End) -> dict[str, Any]:
     """Run the listening end there and the other one here, with a secret that lives for this measurement."""
     secret, files = secrets.token_hex(32), (temporary_path(), temporary_path())
-    for end, path in zip((here, there), files, strict=True):
-        end.host.write(PurePosixPath(path), secret, mode=0o600)
-    listener = there.host.hold(_argv("listen", str(there.node.fabric), files[1], str(LISTEN)))
-    try:
-        port = _answer(there, listener.line())["port"]
+    with ExitStack() as afterwards:  # all of it is done, whatever fails: no secret stays on a node
+        for end, path in zip((here, there), files, strict=True):
+            afterwards.callback(end.host.run, ("rm", "-f", path), check=False)
+            end.host.write(PurePosixPath(path), secret, mode=0o600)
+        listener = there.host.hold(_argv("listen", str(there.node.fabric), files[1], str(LISTEN)))
+        afterwards.callback(listener.close)
+        port = _answer(there, listener.line(), "port")["port"]
         argv = _argv("measure", str(here.node.fabric), str(there.node.fabric), str(port), files[0])
         return _answer(here, here.host.run(argv, timeout=LISTEN).out)
-    finally:
-        listener.close()
-        here.host.run(("rm", "-f", files[0]), check=False)
 
 
-def _answer(end: _End, text: str) -> dict[str, Any]:
-    try:
-        return record(text)
-    except json.JSONDecodeError as error:
+def _answer(end: _End, text: str, *needed: str) -> dict[str, Any]:
+    """Read what the program printed. Raises FactsError where it is no JSON object with these keys."""
+    found = record_or_none(text)
+    if not found or not found.keys() >= set(needed):
         raise FactsError(
-            "the measuring program answered something that is not JSON",
+            "the measuring program answered something else than it should",
             node=end.node.name,
             next_move="see that python3 runs there and that no login script prints (~/.bashrc)",
             evidence=text[:500],
-        ) from error
+        )
+    return found

@@ -23,8 +23,10 @@ _SUBJECT = (
     r"(?:token(?!s\b|iz)|secret|passw(?:or)?d(?!_sudo)|passphrase|api[_-]?key|access[_-]?key|private[_-]?key|signing[_-]?key"
     r"|credential|authorization|cookie)"
 )
-_NAME = rf"[A-Za-z0-9_.-]*{_SUBJECT}[A-Za-z0-9_-]*"
-NAMED = re.compile(_NAME, re.IGNORECASE)
+# bounded: a node's log may hold one word of half a million letters, and a search begins anew at each of them
+_TAIL = r"[A-Za-z0-9_-]{0,64}"
+_NAME = rf"[A-Za-z0-9_.-]{{0,64}}?{_SUBJECT}{_TAIL}"
+NAMED = re.compile(rf"[A-Za-z0-9_.-]*{_SUBJECT}[A-Za-z0-9_-]*", re.IGNORECASE)
 """What a key is called whose value is a secret."""
 
 _PATTERNS = tuple(
@@ -32,11 +34,11 @@ _PATTERNS = tuple(
     for pattern in (
         rf"^[ \t]*(?:export[ \t]+)?{_NAME}[ \t]*=[ \t]*(?P<secret>[^\r\n]+)",
         rf"(?P<quote>[\"']){_NAME}=(?P<secret>(?:(?!(?P=quote)).)+)(?P=quote)",
-        rf"{_NAME}[\"']?[ \t]*[:=][ \t]*\"(?P<secret>(?:[^\"\\\r\n]|\\.)+)\"",
-        rf"{_NAME}[\"']?[ \t]*[:=][ \t]*'(?P<secret>[^'\r\n]+)'",
+        rf"{_SUBJECT}{_TAIL}[\"']?[ \t]*[:=][ \t]*\"(?P<secret>(?:[^\"\\\r\n]|\\.)+)\"",
+        rf"{_SUBJECT}{_TAIL}[\"']?[ \t]*[:=][ \t]*'(?P<secret>[^'\r\n]+)'",
         r"authorization[\"']?[ \t]*[:=][ \t]*[\"']?(?P<secret>[^\r\n\"']+)",
-        rf"{_NAME}[ \t]*[:=][ \t]*(?P<secret>[^\s\"',;&{{}}\[\]()]+)",
-        rf"--{_NAME}[ \t]+(?P<secret>\"[^\"\r\n]+\"|'[^'\r\n]+'|(?!-)[^\s\"']+)",
+        rf"{_SUBJECT}{_TAIL}[ \t]*[:=][ \t]*(?P<secret>[^\s\"',;&{{}}\[\]()]+)",
+        rf"(?<!-)--{_NAME}[ \t]+(?P<secret>\"[^\"\r\n]+\"|'[^'\r\n]+'|(?!-)[^\s\"']+)",
         r"\b(?:bearer|basic)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
     )
 )
@@ -44,9 +46,11 @@ _FORMS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|\b(?:hf|api_org)_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}"
     r"|\bgithub_pat_[A-Za-z0-9_]{20,}|\bglpat-[A-Za-z0-9_-]{16,}|\bnvapi-[A-Za-z0-9_-]{16,}|\bxox[a-z]-[A-Za-z0-9-]{10,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*",
+    r"|\bAKIA[0-9A-Z]{16}\b|\beyJ[A-Za-z0-9_-]{8,2048}+\.[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]*",
     re.DOTALL,
 )
+_CUT_KEY = re.compile(r"\A.*-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
+"""A private key whose first line was cut off with what stood before it."""
 _USERINFO = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
 _HOME = re.compile(r"(/home/|/Users/)([A-Za-z0-9_][A-Za-z0-9._-]*)")
 _IPV4 = re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.]*\d)")
@@ -72,7 +76,7 @@ def named_out(text: str, take: Callable[[str], object]) -> str:
         begin, end = (place - match.start() for place in match.span("secret"))
         return match[0][:begin] + GONE + match[0][end:]
 
-    text = _USERINFO.sub(whole, _FORMS.sub(whole, text))
+    text = _USERINFO.sub(whole, _CUT_KEY.sub(whole, _FORMS.sub(whole, text)))
     for pattern in _PATTERNS:
         text = pattern.sub(value, text)
     return text

@@ -5,7 +5,6 @@ Works with nodes that do not answer. Every text passes the redactor; what is in 
 
 from __future__ import annotations
 
-import getpass
 import importlib.metadata
 import io
 import ipaddress
@@ -17,14 +16,15 @@ import socket
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from core import process
+from core import hand, process
 from core.config import DIST, ROOT, WORK, Cluster, Profile, Stack
-from core.errors import ConfigError, SparkstackError
+from core.errors import CommandFailed, ConfigError, SparkstackError
 from core.facts import Captures, gather_each
 from core.plan import megabytes
 from core.question import Question
@@ -122,7 +122,7 @@ def make(
     """Gather, redact and write. Raises ConfigError when the file cannot be written."""
     say("asking the nodes")
     with Hosts(cluster) as hosts:
-        question = Question(profile, stack.packages, whole=True)
+        question = Question(profile, stack.packages, whole=True, wiring=True)
         captures, silent = gather_each(hosts, cluster, question)
         say("reading the journals of our units")
         journals = _node_journals(cluster, hosts, captures)
@@ -147,14 +147,21 @@ def _configuration(cluster: Cluster, stack: Stack, profile: Profile) -> Iterator
     yield from (("cluster", cluster), ("stack", stack), ("profile", profile))
 
 
+def _git(*words: str) -> str:
+    """Return what git says of this project; nothing where there is no git."""
+    try:
+        return process.run(["git", *words], cwd=ROOT, check=False).out
+    except CommandFailed:
+        return ""
+
+
 def _versions() -> dict[str, Any]:
-    commit = process.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=False)
-    changed = process.run(["git", "status", "--porcelain"], cwd=ROOT, check=False)
+    system = os.uname()
     return {
-        "commit": commit.out.strip() or None,
-        "changed": changed.out.splitlines(),
+        "commit": _git("rev-parse", "HEAD").strip() or None,
+        "changed": _git("status", "--porcelain").splitlines(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{system.sysname} {system.release} {system.machine}",
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
     }
@@ -165,7 +172,8 @@ def _judgement(
 ) -> list[Part]:
     """Return the doctor's page and data; or why there is none: a report is made of what went wrong."""
     try:
-        case = case_of(cluster, stack, profile, captures.parsed(), silent=silent)
+        facts, unread = captures.parsed_each()
+        case = case_of(cluster, stack, profile, facts, silent={**silent, **unread})
         found = diagnose(case)
         return [Part("doctor.txt", page(case, found) + "\n"), Part("doctor.json", as_data(case, found))]
     except SparkstackError as error:
@@ -198,7 +206,7 @@ def _local_files(stack: Stack) -> Iterator[Part]:
     for path in (*journals, *outputs, *_newest((WORK / "logs").glob("*.log"), LOGS)):
         yield Part(f"here/{path.parent.name}/{path.name}", end_of(path.read_text(encoding="utf-8", errors="replace")))
     for path in sorted((DIST / stack.name).glob("*/manifest.json")):
-        yield Part(f"dist/{path.parent.name}/manifest.json", json.loads(path.read_text(encoding="utf-8")))
+        yield Part(f"dist/{path.parent.name}/manifest.json", path.read_text(encoding="utf-8", errors="replace"))
 
 
 def _newest(paths: Iterator[Path], count: int) -> list[Path]:
@@ -233,7 +241,7 @@ def _names(cluster: Cluster, captures: Captures) -> dict[str, str]:
     hostnames = [capture.get("uname", {}).get("out", "").split()[1:2] for capture in captures.nodes.values()]
     machines = [node.name for node in cluster.nodes]
     machines += [name for one in hostnames for name in one if name not in machines]
-    people = [name for name in dict.fromkeys((cluster.user, getpass.getuser())) if name != "root"]
+    people = [name for name in dict.fromkeys((cluster.user, hand.user())) if name != "root"]
     return {
         socket.gethostname(): "controller",
         **{name: f"user-{letter}" for letter, name in zip("ab", people, strict=False)},
@@ -276,9 +284,12 @@ def write(path: Path, parts: list[Part], redactor: Redactor) -> Report:
     beside = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch(0o600)
+        beside.unlink(missing_ok=True)
+        beside.touch(0o600, exist_ok=False)
         beside.write_bytes(data.getvalue())
         beside.rename(path)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise ConfigError(f"{path} cannot be written: {error.strerror}", next_move="name another file: --to") from error
     return Report(path, len(data.getvalue()), tuple(listed), redactor.private)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +10,16 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, ask, command, converge, look
+from core.command import Options, answer, answer_json, asking, command, converge, look
 from core.config import Cluster, Profile, Stack, load_profile
 from core.errors import UsageError
 from core.facts import Facts, gather_each
-from core.plan import Plan, as_text
 from core.question import Question
 from core.remote import Hosts
 from core.screen import Screen
 from deploy.care import link as way
 from deploy.care import report as bundle
-from deploy.care.fix import Target, plan_fix, targets
+from deploy.care.fix import plan_fix
 from deploy.checks.case import Case
 from deploy.doctor import diagnose
 from deploy.page import as_data, case_of, exit_code, page
@@ -59,7 +57,7 @@ def _asked(cluster: str, profile: str) -> Asked:
         "yes": "with --fix: do not ask",
         "dry-run": "with --fix: show the plan and stop",
         "json": "answer as JSON",
-        "facts": "plan from a saved file, without touching a node",
+        "facts": "judge a saved look (invoke facts --save), without touching a node",
     }
 )
 @command
@@ -96,34 +94,20 @@ def _refuse_flags(*, link: bool, fix: bool, yes: bool, options: Options) -> None
 
 
 def _case(asked: Asked, options: Options, *, link: bool) -> Case:
-    """Look at the nodes; one that does not answer is a finding, and no reason to say nothing of the others."""
+    """Look at the nodes; one that says nothing that can be read is a finding, and the page is of the others."""
     with Hosts(asked.cluster) as hosts:
         if options.facts:
             return asked.case(look(asked.cluster, asked.question, options, hosts))
         captures, silent = gather_each(hosts, asked.cluster, asked.question)
-        seen = captures.parsed()
+        seen, unread = captures.parsed_each()
         measured = way.measure(asked.cluster, hosts, seen) if link else ()
-    return case_of(asked.cluster, asked.stack, asked.profile, seen, silent=silent, measured=measured)
+    return case_of(asked.cluster, asked.stack, asked.profile, seen, silent=silent | unread, measured=measured)
 
 
 def _fix(asked: Asked, options: Options, *, yes: bool) -> None:
-    """Mend what is ours to mend; ends only processes that were shown, where somebody was asked."""
-    only = None if yes or options.plan_only else _agreed(asked, options)
-    converge("doctor", asked.cluster, asked.question, _planner(asked, only), options)
-
-
-def _planner(asked: Asked, only: frozenset[Target] | None) -> Callable[[Facts], Plan]:
-    return lambda seen: plan_fix(asked.case(seen), only)
-
-
-def _agreed(asked: Asked, options: Options) -> frozenset[Target]:
-    """Show the plan and ask; what is well already needs no asking."""
-    with Hosts(asked.cluster) as hosts:
-        case = asked.case(look(asked.cluster, asked.question, options, hosts))
-    plan = plan_fix(case)
-    if not plan.empty and not ask("Do this on the nodes?", shown=as_text(plan)):
-        raise Exit("nothing was changed", code=0)
-    return targets(case)
+    """Mend what is ours to mend; only what was shown is done, where somebody was asked."""
+    agree = None if yes else asking("Do this on the nodes?", options)
+    converge("doctor", asked.cluster, asked.question, lambda seen: plan_fix(asked.case(seen)), options, agree=agree)
 
 
 @task(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from core.condition import Condition, RdmaPort
+from core.condition import JUMBO, Condition, RdmaPort
 from core.config import Address, Node
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
@@ -18,8 +18,6 @@ from core.parsers import Hca, Interface
 from core.ports import same_port
 from deploy.checks.case import Case
 
-JUMBO = 9000
-"""MTU that a fast link wants, in bytes; drivers begin with 1500."""
 FAST = 25_000
 """Mb/s from which the MTU is felt."""
 GB10, GB10_RATE = "NVIDIA GB10", 200_000

@@ -13,6 +13,9 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """CUDA's major version to the oldest driver that runs what was built for it
 (https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html, table 1)."""
 
+FEWER_RANKS = "lower pipeline_parallel or tensor_parallel in the profile, or choose another with --profile"
+"""What to do about a profile that needs more GPUs than there are."""
+
 
 def driver_answers(case: Case) -> Iterator[Finding]:
     """The driver's module is loaded, and nvidia-smi does not answer, or says another version: wants a reboot."""
@@ -89,12 +92,12 @@ def toolkit(case: Case) -> Iterator[Finding]:
 
 def ranks(case: Case) -> Iterator[Finding]:
     """The profile has more ranks than the nodes have GPUs, one each."""
-    wanted, have = case.profile.pipeline_parallel * case.profile.tensor_parallel, len(case.cluster.nodes)
+    wanted, have = case.profile.ranks, len(case.cluster.nodes)
     if wanted > have:
         yield Finding(
             case.cluster.head.name,
             f"the profile {case.profile.name} has {wanted} ranks, {case.cluster.name} has {have} nodes",
-            "lower pipeline_parallel or tensor_parallel in the profile, or choose another with --profile",
+            FEWER_RANKS,
             "Ray would wait for a GPU that does not come",
         )
     elif wanted < have:

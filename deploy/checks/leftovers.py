@@ -9,9 +9,8 @@ from core.config import RAY_PORTS, Node
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from deploy.checks.case import VLLM, Case, gib, running
-from deploy.checks.residents import left_over
+from deploy.checks.residents import OURS, left_over
 
-OURS = "sparkstack-"
 CONTAINERS = ("docker-", "libpod-", "cri-containerd-")
 """How the units of containers begin."""
 SAFE_OOM = -900
@@ -21,9 +20,9 @@ SAFE_OOM = -900
 def gpu_processes(case: Case) -> Iterator[Finding]:
     """A process holds GPU memory and belongs to no service of ours that runs."""
     for node, seen, condition in case.nodes():
-        known = {process.pid for process in condition.around.ours if process.loose}
+        known = {process.pid for process in left_over(case, seen)}
         for process in condition.gpu_processes:
-            if process.pid in known and not case.serves(seen):
+            if process.pid in known:
                 continue  # what is left of ours is named there
             owner = condition.owners.get(process.pid, Owner("?", "-"))
             if not owner.unit.startswith(OURS):

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from deploy.checks.case import Case, gib
-from deploy.need import Need, utilization
+from deploy.need import Need, judged, utilization
 
 SWAPPED = 2**30
 """Bytes in swap that say that the node was short of memory."""
+NOT_COUNTED = "nothing is to do: models of this kind are not counted (docs/doctor.md)"
 
 
 def fits(case: Case) -> Iterator[Finding]:
@@ -80,13 +81,16 @@ def page_cache(case: Case) -> Iterator[Finding]:
 def known(case: Case) -> Iterator[Finding]:
     """The model's shape is not known, so neither is its need."""
     for node, seen, condition in case.nodes():
-        if case.need(seen).inside is not None:
+        if not judged(seen) or case.need(seen).inside is not None:
             continue
+        shape, move = case.shape(seen), "bring the model to the node, then ask again"
         has = "its config.json tells too little" if condition.model_config else "it is not on the node"
+        if condition.model_config and shape is not None and not shape.plain:
+            has, move = "it is of another kind", NOT_COUNTED
         yield Finding(
             node.name,
             f"what the model {case.profile.model} needs of the memory is not known: {has}",
-            "bring the model to the node, then ask again",
+            move,
             "whether the model fits was not checked",
             Severity.NOTE,
         )
@@ -95,10 +99,10 @@ def known(case: Case) -> Iterator[Finding]:
 def swap(case: Case) -> Iterator[Finding]:
     """Much lies in swap: the node was short of memory, or is."""
     for node, _, condition in case.nodes():
-        if condition.swap.used >= SWAPPED:
+        if condition.swapped >= SWAPPED:
             yield Finding(
                 node.name,
-                f"{gib(condition.swap.used)} of its memory lie in swap",
+                f"{gib(condition.swapped)} of its memory lie in swap",
                 "on the node, when enough memory is available again: sudo swapoff -a; sudo swapon -a",
                 "it was short of memory before; what is swapped out answers late when it is needed",
                 Severity.WARNING,

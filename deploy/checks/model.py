@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
-from core.question import model_folder
+from core.question import model_command, model_folder
 from deploy.checks.case import Case
 
 WRONG = "vLLM loads it, and answers with another model than was meant"
@@ -15,13 +16,15 @@ WRONG = "vLLM loads it, and answers with another model than was meant"
 
 def revision(case: Case) -> Iterator[Finding]:
     """A node has another repository or commit than the profile names; or the nodes differ; or it still arrives."""
-    had = {node.name: _manifest(case, seen) for node, seen, _ in case.nodes()}
+    folder = model_folder(case.cluster, case.profile)
+    had = {node.name: _manifest(seen, folder) for node, seen, _ in case.nodes()}
     first = next((found for found in had.values() if found.get("commit")), {})
-    for name, found in had.items():
+    for node, seen, _ in case.nodes():
+        name, found = node.name, had[node.name]
         fault = _fault(case, found)
         if fault:
             yield Finding(name, fault, _fetch(case), WRONG, Severity.WARNING)
-        elif found.get("partial"):
+        elif not seen.model_files and _manifest(seen, folder.parent / f".{folder.name}.incoming"):
             yield Finding(name, "its model is still arriving", _fetch(case), "vLLM finds no whole model there")
         elif found and found.get("commit") != first.get("commit"):
             yield Finding(
@@ -32,9 +35,9 @@ def revision(case: Case) -> Iterator[Finding]:
             )
 
 
-def _manifest(case: Case, seen: NodeFacts) -> Mapping[str, Any]:
-    """Return what a fetch noted of the profile's model; nothing of one that was brought by hand."""
-    return seen.models.get(str(model_folder(case.cluster, case.profile)), {})
+def _manifest(seen: NodeFacts, folder: PurePosixPath) -> Mapping[str, Any]:
+    """Return what a fetch noted of the model in a folder; nothing of one that was brought by hand."""
+    return seen.models.get(str(folder), {})
 
 
 def _fault(case: Case, found: Mapping[str, Any]) -> str:
@@ -55,4 +58,5 @@ def _of(found: Mapping[str, Any]) -> str:
 
 
 def _fetch(case: Case) -> str:
-    return f"invoke model.fetch {case.profile.repository or 'REPOSITORY'} --cluster {case.cluster.flag}"
+    folder = model_folder(case.cluster, case.profile)
+    return model_command(case.cluster, case.profile) or f"put the model's files into {folder} on every node"

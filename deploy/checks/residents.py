@@ -22,7 +22,8 @@ BY_THEMSELVES = ("always", "unless-stopped", "on-failure")
 def left_over(case: Case, seen: NodeFacts) -> list[OurProcess]:
     """Return processes of ours whose service has ended and whose family holds GPU memory or a port.
 
-    None while a service runs there, none in a unit that runs, none whose starter still lives (a shell, a test).
+    None while a service runs there, none in a unit that runs or in somebody else's service, none whose starter still
+    lives (a shell, a test).
     """
     if case.serves(seen):
         return []
@@ -33,11 +34,16 @@ def left_over(case: Case, seen: NodeFacts) -> list[OurProcess]:
 
 
 def _no_unit_runs(seen: NodeFacts, process: OurProcess) -> bool:
-    """Whether no unit of ours holds the process, or one that has ended; one that was not seen may run."""
+    """Whether no service holds the process, or one of ours that has ended; one of ours that was not seen may run."""
     if not process.unit.startswith(OURS):
-        return True
+        return not _elses(process)
     unit = seen.units.get(process.unit.removesuffix(".service"))
     return unit is not None and unit.active in ENDED
+
+
+def _elses(process: OurProcess) -> bool:
+    """Whether a service of somebody else holds the process: who made it starts and stops it."""
+    return process.unit.endswith(".service") and not process.unit.startswith(OURS)
 
 
 def what_is_held(seen: NodeFacts, process: OurProcess) -> str:
@@ -62,14 +68,15 @@ def left_behind(case: Case) -> Iterator[Finding]:
 
 
 def held_by_hand(case: Case) -> Iterator[Finding]:
-    """A process of ours that no unit holds, of somebody who is still there."""
+    """A process of ours that no unit of ours holds: of somebody who is still there, or of a service of their own."""
     for node, seen, _ in case.nodes():
         for process in seen.condition.around.ours:
-            if process.pid == process.top and not process.loose and not process.unit.startswith(OURS):
+            elses = _elses(process)
+            if process.pid == process.top and not process.unit.startswith(OURS) and (elses or not process.loose):
+                by = f"in {process.unit}" if elses else f"by process {process.starter}"
                 yield Finding(
                     node.name,
-                    f"process {process.pid} of ours was started by hand, by process {process.starter}: "
-                    f"{process.command[:60]}",
+                    f"process {process.pid} of ours was started by hand, {by}: {process.command[:60]}",
                     "end it there; this suite ends nothing that is in somebody's hand",
                     "it takes memory that the model needs, and perhaps a port",
                     Severity.WARNING,

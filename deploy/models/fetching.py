@@ -17,11 +17,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from core.config import ROOT, Cluster, Node, Profile
-from core.errors import CommandFailed, ModelRefused, RegistryRefused, SparkstackError, UnfitNode, UsageError
+from core.errors import CommandFailed, LockHeld, ModelRefused, RegistryRefused, SparkstackError, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts
 from core.plan import Job, Plan, Poll, Push, Run, Step, Write, make_plan
 from core.question import model_folder
 from core.root import root_steps
+from deploy.onnode.common import said
 
 PACKAGE = "deploy.models.onnode"
 PACKAGES = (PACKAGE, "deploy.onnode")
@@ -33,7 +34,8 @@ HUBS = {
 }
 """Hub to the variables that it alone is given."""
 
-PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+ADDRESSES = ("http_proxy", "https_proxy")
+PROXIES = (*ADDRESSES, "no_proxy")
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 UNIT = "sparkstack-model-"
@@ -125,12 +127,12 @@ def _environment(source: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the fetch is given. A proxy on our own loopback is none on a node."""
     names = (*HUBS.get(source, ()), *PROXIES, *map(str.upper, PROXIES))
     found = {name: environ[name] for name in names if environ.get(name)}
-    return {name: value for name, value in found.items() if not (name.lower().endswith("s_proxy") and _is_own(value))}
+    return {name: value for name, value in found.items() if not (name.lower() in ADDRESSES and _is_own(value))}
 
 
 def _is_own(address: str) -> bool:
-    host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
@@ -310,7 +312,7 @@ def _job(wanted: Wanted, seen: NodeFacts, title: str, what: str, reason: str) ->
     )
 
 
-KINDS: Mapping[str, type[SparkstackError]] = {"damaged": ModelRefused, "disk": UnfitNode}
+KINDS: Mapping[str, type[SparkstackError]] = {"damaged": ModelRefused, "disk": UnfitNode, "busy": LockHeld}
 """What a script calls its failure, to our error; any other kind is the hub's or the network's."""
 
 
@@ -327,12 +329,3 @@ def failure(title: str, node: str, how: str, lines: Sequence[str]) -> Sparkstack
         next_move="the same command goes on from here; if it stays, report the lines above",
         evidence="\n".join(lines[-5:]),
     )
-
-
-def said(line: str) -> dict[str, object]:
-    """Return the JSON object that a line is; an empty one for any other line."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

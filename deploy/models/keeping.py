@@ -20,7 +20,8 @@ from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
 from core.question import model_folder
 from core.remote import Hosts
-from deploy.models.fetching import PACKAGE, RUNNING, UNIT, said, scripts
+from deploy.models.fetching import HUBS, PACKAGE, RUNNING, UNIT, scripts
+from deploy.onnode.common import said
 
 VERIFY_TIMEOUT = 4 * 3600
 SERVICE = "sparkstack-vllm"
@@ -89,27 +90,33 @@ def table(models: list[Kept]) -> str:
     return text.getvalue()
 
 
-def verify(cluster: Cluster, hosts: Hosts, models: list[Kept], on_line: Callable[[str], None]) -> list[dict[str, Any]]:
+def verify(
+    cluster: Cluster, profile: Profile, hosts: Hosts, models: list[Kept], on_line: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Read every file of the models again, all nodes at once. Raises ModelRefused when one is damaged or missing."""
     models = [one for one in models if not one.partial]
     by_node = {node: [one for one in models if one.node == node] for node in dict.fromkeys(one.node for one in models)}
 
     def on_node(node: str) -> list[dict[str, Any]]:
+        _send_scripts(cluster, hosts[node])
         return [_verified(cluster, hosts[node], one, on_line) for one in by_node[node]]
 
     with ThreadPoolExecutor(max(1, len(by_node))) as pool:
         results = [found for part in pool.map(on_node, by_node) for found in part]
     wrong = [one for one in results if one["damaged"] or one["missing"] or one["error"]]
     if wrong:
-        raise _refused(wrong, cluster)
+        raise _refused(wrong, cluster, profile)
     return results
+
+
+def _send_scripts(cluster: Cluster, host: Host) -> None:
+    for place, sent in scripts(cluster):
+        host.run(("mkdir", "-p", str(place)))
+        host.push(sent, place, lambda _: None)
 
 
 def _verified(cluster: Cluster, host: Host, model: Kept, on_line: Callable[[str], None]) -> dict[str, Any]:
     tools = PurePosixPath(cluster.root / "tools")
-    for place, sent in scripts(cluster):
-        host.run(("mkdir", "-p", str(place)))
-        host.push(sent, place, lambda _: None)
     argv = ("env", f"--chdir={tools}", "python3", "-E", "-s", "-m", f"{PACKAGE}.verify", model.folder)
     done = host.run(
         argv, check=False, timeout=VERIFY_TIMEOUT, on_line=lambda line: on_line(f"{model.node}: {model.folder}: {line}")
@@ -119,11 +126,12 @@ def _verified(cluster: Cluster, host: Host, model: Kept, on_line: Callable[[str]
         raise CommandFailed(
             f"{model.folder} could not be verified", node=host.name, next_move="run it again", evidence=done.tail()
         )
-    base = {"node": model.node, "folder": model.folder, "repository": model.repository, "error": told.get("cause", "")}
-    return {"damaged": [], "missing": [], **told, **base}
+    origin = {"repository": model.repository, "hub": model.hub, "revision": model.revision}
+    place = {"node": model.node, "folder": model.folder}
+    return {"damaged": [], "missing": [], **told, **place, **origin, "error": told.get("cause", "")}
 
 
-def _refused(wrong: list[dict[str, Any]], cluster: Cluster) -> ModelRefused:
+def _refused(wrong: list[dict[str, Any]], cluster: Cluster, profile: Profile) -> ModelRefused:
     first = wrong[0]
     names = [*first["damaged"], *first["missing"]]
     cause = first["error"] or f"damaged files: {len(first['damaged'])}, missing: {len(first['missing'])}"
@@ -131,9 +139,20 @@ def _refused(wrong: list[dict[str, Any]], cluster: Cluster) -> ModelRefused:
     return ModelRefused(
         f"{first['folder']}: {cause}" + (f", the first: {names[0]}" if names else ""),
         node=first["node"],
-        next_move=f"invoke model.fetch {first['repository'] or 'REPOSITORY'} --again --cluster {cluster.flag}",
+        next_move=_again(first, cluster, profile),
         evidence="\n".join(lines),
     )
+
+
+def _again(model: Mapping[str, Any], cluster: Cluster, profile: Profile) -> str:
+    """Return the command that brings a model again: the same state of it, from where it came, into its folder."""
+    hub, revision = model["hub"], model["revision"]
+    by_hand = bool(hub) and hub not in HUBS
+    source = " --from /FOLDER" if by_hand else f" --from {hub}" if hub else ""
+    pinned = f" --revision {revision}" if revision else ""
+    flags = f"{pinned}{source} --again --cluster {cluster.flag} --profile {profile.name}"
+    command = f"invoke model.fetch {model['repository'] or 'REPOSITORY'}{flags}"
+    return f"{command}, where /FOLDER is the folder on the node that it was taken from" if by_hand else command
 
 
 def plan_remove(cluster: Cluster, profile: Profile, repository: str, facts: Facts) -> Plan:

@@ -110,11 +110,12 @@ def list_models(_: Context, cluster: str = "", profile: str = "", json: bool = F
 def verify(_: Context, repository: str = "", cluster: str = "", profile: str = "", json: bool = False) -> None:
     """Read the models on all nodes again and compare every file with what was fetched."""
     chosen = chosen_cluster(cluster)
+    served = _profile(chosen, profile)
     with Hosts(chosen) as hosts:
-        seen = look(chosen, Question(_profile(chosen, profile)), Options(), hosts)
+        seen = look(chosen, Question(served), Options(), hosts)
         found = list(keeping.kept_models(seen, repository))
         keeping.require_some(found, repository, chosen)
-        results = keeping.verify(chosen, hosts, found, Screen().line)
+        results = keeping.verify(chosen, served, hosts, found, Screen().line)
     if json:
         answer_json(results)
     for one in [] if json else results:

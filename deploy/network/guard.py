@@ -24,8 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,10 @@ WantedBy=multi-user.target
 """
 SETTLE = 15.0
 """Seconds that a manager may take until an interface is as its files say."""
-ANSWER = 8.0
-"""Seconds until another node, which is as it should be by then, has to have answered."""
+ANSWER = SETTLE + 8.0
+"""Seconds until another node has to have answered: it may still settle when this one is ready at once."""
+RETRY = 15
+"""Seconds until a change that waits without a timer, because taking it back may have failed, is taken back again."""
 PATIENCE = 60.0
 """Seconds that a command may take: one that hangs must not keep the change from being taken back."""
 
@@ -78,7 +79,8 @@ def main(words: list[str]) -> int:
 @contextmanager
 def _lock() -> Iterator[None]:
     """Have one guard at work at a time: a confirmation and the end of the time may come together."""
-    with (FOLDER / "lock").open("w") as file:
+    with os.fdopen(os.open(FOLDER / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        os.fchmod(file.fileno(), 0o600)  # who can open it can hold it
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -90,13 +92,12 @@ def arm() -> None:
     change = _record("change")
     previous = _record("confirmed")
     before = {"how": change["how"], "files": _kept(change["files"]), "links": link_states(_addr(), change["links"])}
-    until = datetime.now(UTC) + timedelta(seconds=change["deadline"])
     record = {
         "change": change,
         "before": before,
         "original": _original(before, previous),
         "previous": {**previous, "previous": {}} if previous else {},
-        "until": f"{until:%Y-%m-%dT%H:%M:%SZ}",
+        "until": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + change["deadline"])),
     }
     # each of these does nothing without pending.json, and there is none before they are there
     _guard_boot()
@@ -117,6 +118,7 @@ def timer_argv(seconds: int) -> tuple[str, ...]:
     """Return what has systemd run `revert` in so many seconds, and again when that fails."""
     return (
         *("systemd-run", f"--unit={TIMER}", f"--on-active={seconds}", "--timer-property=AccuracySec=100ms"),
+        "--timer-property=DefaultDependencies=no",  # with them it would wait for a boot that may wait for us
         *("--collect", "--quiet", "--property=Restart=on-failure", "--property=RestartSec=10"),
         *("/usr/bin/python3", "-I", str(FOLDER / "guard.py"), "revert"),
     )
@@ -177,14 +179,17 @@ def confirm() -> None:
     (FOLDER / "pending.json").rename(FOLDER / "confirmed.json")
     _sync(FOLDER)
     _disarm()
-    if record["change"]["final"]:
-        _forget()
+    if record["change"]["final"]:  # nothing of ours is left: neither is the guard
+        shutil.rmtree(FOLDER)
+        _sync(FOLDER.parent)
 
 
 def back(change: str) -> None:
     """Take the change back, whether it waits or is confirmed; nothing to do for any other."""
     if _record("confirmed").get("change", {}).get("id") == change:
         _guard_boot()
+        _stop_timer()
+        _run(*timer_argv(RETRY))
         (FOLDER / "confirmed.json").rename(FOLDER / "pending.json")
         _sync(FOLDER)
     record = _record("pending")
@@ -199,16 +204,20 @@ def revert() -> None:
     if record := _record("pending"):
         print(f"nobody confirmed the change {record['change']['id']} of the network: it is taken back", flush=True)
         _restore(record)
-        _disarm()
+    _disarm()  # also what a guard left that was killed before its change waited, or after it was decided
 
 
 def boot() -> None:
     """Put the old files back before the network starts. Netplan has read the new ones then: it reads again."""
     record = _pending()
-    _write(record["before"]["files"])
-    if record["before"]["how"] == "netplan":
-        _run("netplan", "generate")
-    _undone(record)
+    try:
+        _write(record["before"]["files"])
+        if record["before"]["how"] == "netplan":
+            _run("netplan", "generate")
+        _undone(record)
+    except (Failed, OSError):
+        _run(*timer_argv(RETRY))  # the network starts with the new files meanwhile: `revert` tells its manager too
+        raise
     _unlink(BOOT_LINK)
     _unlink(UNITS / BOOT_UNIT)
     print("a change of the network was not confirmed before the machine went down: it is taken back", flush=True)
@@ -231,21 +240,20 @@ def _undone(record: Mapping[str, Any]) -> None:
     _unlink(FOLDER / "pending.json")
 
 
-def _reload(how: str, links: Iterable[str]) -> None:
+def _reload(how: str, links: Mapping[str, Any]) -> None:
     """Have the manager read its files; networkd needs to be told which links they are for."""
     if how == "netplan":
         _run("netplan", "apply")
         return
     _run("networkctl", "reload")
-    if there := [name for name in links if name in _addr()]:
+    if there := [name for name in _addr() if name in links]:
         _run("networkctl", "reconfigure", *there)
 
 
 def _by_hand(links: Mapping[str, Any]) -> None:
     """Bring links to where they were: no manager takes back an MTU that its files no longer name."""
-    deadline = time.monotonic() + 2
-    while time.monotonic() < deadline and differences(_addr(), links):
-        time.sleep(0.3)
+    with suppress(Failed):
+        _until(lambda: differences(_addr(), links), 2)
     for argv in corrections(_addr(), links):
         _run(*argv)
 
@@ -303,10 +311,11 @@ def _kept(files: Iterable[str]) -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any] | None:
-    try:
-        return {"content": path.read_text(encoding="utf-8"), "mode": path.stat().st_mode & 0o777}
-    except FileNotFoundError:
+    """Return a file with its time of change: a record of what was confirmed before tells files by theirs."""
+    if not path.exists():
         return None
+    state = path.stat()
+    return {"content": path.read_text(encoding="utf-8"), "mode": state.st_mode & 0o777, "mtime": state.st_mtime_ns}
 
 
 def _states(files: Iterable[str]) -> dict[str, list[int]]:
@@ -317,13 +326,10 @@ def _states(files: Iterable[str]) -> dict[str, list[int]]:
 
 def _write(files: Mapping[str, Any]) -> None:
     for path, entry in files.items():
-        if entry is None:
-            _unlink(Path(path))
-        else:
-            _put(Path(path), entry["content"], entry["mode"])
+        _unlink(Path(path)) if entry is None else _put(Path(path), **entry)
 
 
-def _put(path: Path, content: str, mode: int = 0o644) -> None:
+def _put(path: Path, content: str, mode: int = 0o644, mtime: int | None = None) -> None:
     """Replace a file: synced, then renamed, then the folder synced. A dot in front hides it from who reads all."""
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
@@ -332,6 +338,8 @@ def _put(path: Path, content: str, mode: int = 0o644) -> None:
         os.fchmod(descriptor, mode)
         file.write(content)
         file.flush()
+        if mtime is not None:
+            os.utime(descriptor, ns=(mtime, mtime))
         os.fsync(descriptor)
     beside.rename(path)
     _sync(path.parent)
@@ -376,12 +384,6 @@ def _stop_timer() -> None:
         _run("systemctl", "stop", f"{TIMER}.timer")
 
 
-def _forget() -> None:
-    """Nothing of ours is left: neither is the guard."""
-    shutil.rmtree(FOLDER)
-    _sync(FOLDER.parent)
-
-
 def _run(*argv: str) -> None:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENCE)
@@ -392,9 +394,7 @@ def _run(*argv: str) -> None:
         raise Failed(f"`{' '.join(argv)}` ended with {done.returncode}: {said}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    one.__name__: one for one in (arm, apply, check, confirm, back, revert, boot)
-}
+COMMANDS: dict[str, Any] = {one.__name__: one for one in (arm, apply, check, confirm, back, revert, boot)}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

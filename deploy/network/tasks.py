@@ -9,7 +9,7 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster
-from core.command import Options, agreed, command, converge
+from core.command import Options, asking, command, converge
 from core.facts import Facts
 from core.plan import Plan
 from core.question import Question
@@ -55,6 +55,5 @@ def network(
     def plan(seen: Facts) -> Plan:
         return (plan_revert if revert else plan_network)(chosen, seen, wanted)
 
-    prompt = "Change the network of the nodes so?"
-    if yes or options.plan_only or agreed(chosen, QUESTION, plan, options, prompt, contents=False):
-        converge("network", chosen, QUESTION, plan, options)
+    agree = None if yes else asking("Change the network of the nodes so?", options, contents=False)
+    converge("network", chosen, QUESTION, plan, options, agree=agree)

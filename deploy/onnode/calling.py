@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 import http.client
-import os
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from deploy.onnode.common import BLOCK, Again, Refused, broken
-from deploy.onnode.serving import CODE, TIMEOUT, code_of
+from deploy.onnode.common import BLOCK, Again, Refused, broken, write_all
+from deploy.onnode.serving import CODE, TIMEOUT, code_of, is_code
 
 LARGEST_LIST = 64 << 20
+BEAT = 5.0
+"""Seconds between two words to the other node that we are at work."""
 
 
 class Caller:
@@ -60,7 +61,7 @@ class Caller:
         """Return the manifest. Raises Refused where it is not from who has the secret."""
         answer = self.ask("/manifest")
         body = answer.read(LARGEST_LIST)
-        if not hmac.compare_digest(code_of(self._secret, b"manifest", body), answer.headers.get(CODE, "")):
+        if not is_code(code_of(self._secret, b"manifest", body), answer.headers.get(CODE, "")):
             raise Refused("access", "the manifest is not from the other node", "find out who answers at its address")
         return body
 
@@ -82,7 +83,7 @@ def copied(answer: http.client.HTTPResponse, file: int, start: int, end: int) ->
             return
         if not count:
             return
-        os.pwrite(file, buffer[:count], start)
+        write_all(file, buffer[:count], start)
         start += count
         yield buffer[:count]
 
@@ -92,3 +93,29 @@ def require_all(caller: Caller, name: str, at: int, end: int) -> None:
     if at < end:
         caller.drop()
         raise Again(f"{name}: the connection ended at byte {at}")
+
+
+def tell(caller: Caller, path: str) -> None:
+    """Tell the other node something by asking for a path; it may have ended, and wait for nobody."""
+    try:
+        caller.ask(path).close()
+    except (Again, Refused):
+        return
+
+
+@contextmanager
+def at_work(caller: Caller, path: str) -> Iterator[None]:
+    """Tell it now and then until the block ends: hashing what is here may take longer than silence is borne there."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_beat, args=(caller, path, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(BEAT)
+
+
+def _beat(caller: Caller, path: str, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        tell(caller, path)

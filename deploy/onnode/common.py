@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -12,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 BLOCK = 1 << 20
 MARGIN = 1 << 30
@@ -29,9 +31,15 @@ PAUSE = 1.0
 LONGEST = 300.0
 """Seconds that a server can make us wait."""
 
+UNLINKABLE = (errno.EPERM, errno.EXDEV, errno.EMLINK)
+"""Another owner's file (fs.protected_hardlinks), one on another disk, one with too many names."""
+
 
 class Refused(Exception):
-    """What ends the work: its ``kind`` ("network", "hub", "access", "absent", "damaged", "disk"), cause, next move."""
+    """What ends the work: its kind, cause, next move.
+
+    Kinds are "network", "hub", "access", "absent", "damaged", "disk" and "busy".
+    """
 
     def __init__(self, kind: str, cause: str, next_move: str) -> None:
         super().__init__(cause)
@@ -50,6 +58,70 @@ class Again(Exception):
     def __init__(self, cause: str, wait: float = 0) -> None:
         super().__init__(cause)
         self.wait = wait
+
+
+def ended(work: Callable[[], int | None]) -> int:
+    """Do the work; return the exit code. What ends it is said in the line that the controller reads."""
+    os.umask(0o022)
+    try:
+        with named_errors():
+            return work() or 0
+    except Refused as error:
+        say(error.to_json())
+        return 1
+
+
+def said(line: str) -> dict[str, Any]:
+    """Return the JSON object that a line is; an empty one for any other line."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def wrong(name: str, next_move: str) -> Refused:
+    """Return the error of a file that came whole and hashes to something else."""
+    return Refused("damaged", f"{name} did not arrive as the manifest lists it", next_move)
+
+
+@contextmanager
+def alone(lock: Path, patience: float, busy: str) -> Iterator[None]:
+    """Have to ourselves what a file stands for; who has it may remove it. Raises Refused where another does not end.
+
+    ``patience`` in seconds; ``busy`` says what the other one does.
+    """
+    deadline = time.monotonic() + patience
+    while (held := _locked(lock)) is None:
+        if time.monotonic() > deadline:
+            raise Refused("busy", busy, "wait for its end, then run it again")
+        time.sleep(min(0.2, patience))
+    with held:
+        yield
+
+
+def _locked(lock: Path) -> IO[str] | None:
+    """Return the locked file; None where another has it, or has removed it since it was opened."""
+    file = lock.open("w")
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Have so many threads for the block; where it fails, what still waits for one of them is left undone."""
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def taken(request: Path) -> dict[str, Any]:
@@ -80,9 +152,34 @@ def digests(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> dic
 
 def keep(part: Path, whole: Path) -> None:
     """Give a verified file its name; what has a name is on the disk, also after a power loss."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_file(part)
     part.replace(whole)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of what has it, once its bytes are on the disk; copy it where it cannot."""
+    beside = target.with_name(f".{target.name}.new")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), beside)
+    except OSError as error:
+        if error.errno not in UNLINKABLE:
+            raise
+        shutil.copyfile(source, beside)
+    keep(beside, target)
+
+
+def write_all(file: int, block: memoryview, at: int) -> None:
+    """Write all of a block at a byte of a file, at the end of one that is open to append; one write may be short."""
+    while block:
+        count = os.pwrite(file, block, at)
+        block, at = block[count:], at + count
+
+
+def sync_file(path: Path) -> None:
+    """Bring the bytes of a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync(folder: Path) -> None:
@@ -126,6 +223,15 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def how_far(done: int, total: int, new: int, seconds: float) -> str:
+    """Return how far it is, the rate of the ``new`` bytes in so many seconds, and the time left."""
+    rate = max(0, new) / max(seconds, 0.001)
+    left = (total - done) / max(rate, 1)
+    time_left = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+    end = f", {time_left} left" if rate > 1 else ""
+    return f"{size_words(done)} of {size_words(total)}, {size_words(rate)}/s{end}"
+
+
 class Progress:
     """Counts bytes from several threads, and says every few seconds how far it is."""
 
@@ -142,11 +248,7 @@ class Progress:
 
     def line(self) -> str:
         """Return how far it is, the rate since it began, and the time left."""
-        rate = max(0, self._done - self._first) / max(time.monotonic() - self._began, 0.001)
-        seconds = (self._total - self._done) / max(rate, 1)
-        time_left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-        left = f", {time_left} left" if rate > 1 else ""
-        return f"{size_words(self._done)} of {size_words(self._total)}, {size_words(rate)}/s{left}"
+        return how_far(self._done, self._total, self._done - self._first, time.monotonic() - self._began)
 
     @contextmanager
     def shown(self) -> Iterator[Progress]:

@@ -6,22 +6,20 @@ The request: {"root": "/opt/sparkstack", "wheels": [[SHA256, SIZE, NAME], ...], 
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from deploy.onnode import common
-from deploy.onnode.calling import Caller, copied, require_all
+from deploy.onnode.calling import Caller, at_work, copied, require_all, tell
 from deploy.onnode.common import BLOCK, Again, Progress, Refused, say
-from deploy.onnode.store import Store, Wheel, wheels_of
+from deploy.onnode.store import Store, Wheel, hash_so_far, wheels_of
 
 STREAMS = 3
 PAUSE = 0.1
@@ -31,20 +29,11 @@ PATIENCE = 60.0
 LOST = 10.0
 """Seconds without an answer after which it is given up, once it has answered."""
 
-BEAT = 5.0
-
 
 def main(told: Mapping[str, Any]) -> int:
     """Take what the request names; return the exit code."""
-    os.umask(0o022)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        with common.named_errors():
-            join(told)
-    except Refused as error:
-        say(error.to_json())
-        return 1
-    return 0
+    return common.ended(lambda: join(told))
 
 
 def _end_with_stdin() -> None:
@@ -56,14 +45,12 @@ def _end_with_stdin() -> None:
 def join(told: Mapping[str, Any]) -> None:
     """Take all wheels that are not there and good. Raises Refused."""
     store, wanted = Store(Path(told["root"])), wheels_of(told)
-    ended = threading.Event()
     with store.held(), closing(Caller(told["from"])) as caller:
-        threading.Thread(target=_beat, args=(caller, told["node"], ended), daemon=True).start()
         try:
-            _take(store, wanted, caller)
+            with at_work(caller, f"/here/{told['node']}"):
+                _take(store, wanted, caller)
         finally:
-            ended.set()
-            _tell(caller, f"/done/{told['node']}")
+            tell(caller, f"/done/{told['node']}")
     say(json.dumps({"done": True}))
 
 
@@ -72,28 +59,11 @@ def _take(store: Store, wanted: tuple[Wheel, ...], caller: Caller) -> None:
     there = sum(store.arrived(wheel) for wheel in missing)
     total = sum(wheel.size for wheel in missing)
     common.require_room(store.root, total - there)
-    with Progress(total, there, interval=0.5).shown() as progress, ThreadPoolExecutor(STREAMS) as streams:
+    with Progress(total, there, interval=0.5).shown() as progress, common.threads(STREAMS) as streams:
         taking = _Taking(store, caller, progress)
-        try:
-            for one in [streams.submit(taking.take, wanted.index(wheel), wheel) for wheel in missing]:
-                one.result()
-        except BaseException:
-            streams.shutdown(wait=False, cancel_futures=True)
-            raise
+        for one in [streams.submit(taking.take, wanted.index(wheel), wheel) for wheel in missing]:
+            one.result()
     store.name(wanted)
-
-
-def _beat(caller: Caller, node: str, ended: threading.Event) -> None:
-    """Say now and then that we are at work: hashing what is here may take a while."""
-    while not ended.wait(BEAT):
-        _tell(caller, f"/here/{node}")
-
-
-def _tell(caller: Caller, path: str) -> None:
-    try:
-        caller.ask(path)
-    except (Again, Refused):
-        return  # it has ended, and waits for nobody
 
 
 class _Taking:
@@ -112,8 +82,7 @@ class _Taking:
             self._progress.add(-wheel.size)
             found = self._patiently(number, wheel) if begun else found
         if found != wheel.sha256:
-            cause = f"{wheel.name} did not arrive as the manifest lists it"
-            raise Refused("damaged", cause, "run the same command again")
+            raise common.wrong(wheel.name, "run the same command again")
         self._store.keep(wheel)
 
     def _patiently(self, number: int, wheel: Wheel) -> str:
@@ -134,11 +103,8 @@ class _Taking:
     def _once(self, number: int, wheel: Wheel) -> str:
         """Bring the rest of a file; return what it hashes to. Raises Again where the connection ends too early."""
         at = self._store.arrived(wheel)
-        total = hashlib.sha256()
         with self._store.part(wheel).open("a+b", buffering=0) as file:
-            file.seek(0)
-            while block := file.read(BLOCK):
-                total.update(block)
+            total = hash_so_far(file)
             if at < wheel.size:
                 answer = self._caller.file(number, at, wheel.size, wheel.size)
                 for piece in copied(answer, file.fileno(), at, wheel.size):

@@ -11,7 +11,6 @@ to is asked for again, whole. {"done": true} ends it: all files are whole, verif
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Any, BinaryIO
 from deploy.onnode import common
 from deploy.onnode.common import BLOCK, Refused, say
 from deploy.onnode.serving import Served, server
-from deploy.onnode.store import Store, Wheel, wheels_of
+from deploy.onnode.store import Store, Wheel, hash_so_far, wheels_of
 
 SILENCE = 25.0
 """Seconds without a byte after which who sends, or who is waited for, counts as gone; ssh itself gives up after 20."""
@@ -45,14 +44,7 @@ FLUSH = 64 << 20
 
 def main(told: Mapping[str, Any]) -> int:
     """Receive what the request names; return the exit code."""
-    os.umask(0o022)
-    try:
-        with common.named_errors():
-            receive(told)
-    except Refused as error:
-        say(error.to_json())
-        return 1
-    return 0
+    return common.ended(lambda: receive(told))
 
 
 def receive(told: Mapping[str, Any], descriptor: int = 0) -> None:
@@ -64,8 +56,7 @@ def receive(told: Mapping[str, Any], descriptor: int = 0) -> None:
         arriving.begin(missing)
         common.require_room(store.root, sum(wheel.size - store.arrived(wheel) for wheel in missing))
         wrong = _round(arriving, missing, descriptor)
-        if wrong:
-            _require_right(_round(arriving, wrong, descriptor))
+        _round(arriving, wrong, descriptor)  # all of them come whole now: one that is wrong again is refused
         store.name(wanted)
         say(json.dumps({"done": True}))
         wait()
@@ -91,36 +82,23 @@ def _arrive(
     """Take the rest of one file; False where it has to come again. Raises Refused for one that came whole and wrong."""
     part, store = arriving.store.part(wheel), arriving.store
     begun = at = store.arrived(wheel)
-    total = hashlib.sha256()
     with part.open("a+b", buffering=0) as file:
-        _hash_again(file, total)
+        total = hash_so_far(file)
         for block in _blocks(descriptor, wheel.size - at):
-            file.write(block)
+            common.write_all(file.fileno(), block, at)
             total.update(block)
             at += len(block)
             arriving.grow(wheel, at)
             if at // FLUSH > (at - len(block)) // FLUSH:
                 kept.append(keeper.submit(_flush, part))
     if total.hexdigest() == wheel.sha256:
-        kept.append(keeper.submit(arriving.keep, wheel))
+        kept.append(keeper.submit(store.keep, wheel))
         return True
     part.unlink()
     arriving.grow(wheel, 0)
     if not begun:
-        _require_right([wheel])
+        raise common.wrong(wheel.name, "build or fetch the wheels again (invoke build-wheels), then run it again")
     return False
-
-
-def _require_right(wrong: Sequence[Wheel]) -> None:
-    for wheel in wrong:
-        cause = f"{wheel.name} did not arrive as the manifest lists it"
-        raise Refused("damaged", cause, "build or fetch the wheels again (invoke build-wheels), then run it again")
-
-
-def _hash_again(file: BinaryIO, total: Any) -> None:
-    file.seek(0)
-    while block := file.read(BLOCK):
-        total.update(block)
 
 
 def _flush(part: Path) -> None:
@@ -178,10 +156,6 @@ class Arriving:
         with self._changed:
             self._there[wheel] = size
             self._changed.notify_all()
-
-    def keep(self, wheel: Wheel) -> None:
-        """Give a verified file its place, while nobody looks for where it is."""
-        self.store.keep(wheel)
 
     def size(self, number: int) -> int | None:
         """Return a file's size, by its number in the request."""

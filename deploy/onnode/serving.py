@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import socketserver
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, BinaryIO, Protocol
+
+from deploy.onnode.common import Refused
 
 CODE = "X-Sparkstack-Code"
 IDLE = 120.0
@@ -28,6 +31,11 @@ def code_of(secret: str, *parts: bytes) -> str:
     """Return the code that only who has the secret can make; parts cannot be moved against each other."""
     text = b"".join(b"%d:%b" % (len(part), part) for part in parts)
     return hmac.new(bytes.fromhex(secret), text, hashlib.sha256).hexdigest()
+
+
+def is_code(expected: str, told: str) -> bool:
+    """Whether it is that code; how long it takes to say so tells nothing of it."""
+    return hmac.compare_digest(expected.encode(), told.encode())
 
 
 class Source(Protocol):
@@ -73,17 +81,28 @@ class Served:
             return 0.0 if self.active else time.monotonic() - self.last
 
 
+class _Server(ThreadingHTTPServer):
+    """Listens at once; HTTPServer asks a resolver for the name of its address first, for as long as that takes."""
+
+    def server_bind(self) -> None:
+        """Bind, and know the address by its digits."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
 def server(told: Mapping[str, Any], what: Served) -> ThreadingHTTPServer:
-    """Return the server at the request's address and port, bound and not yet answering."""
+    """Return the server at the request's address and port, bound and not yet answering. Raises Refused."""
     handler = type("Handler", (Handler,), {"served": what})
-    ThreadingHTTPServer.allow_reuse_address = True
-    made = ThreadingHTTPServer((told["address"], told["port"]), handler)
-    made.daemon_threads = True
-    return made
+    address, port = told["address"], told["port"]
+    try:
+        return _Server((address, port), handler)
+    except OSError as error:
+        cause = f"{address}:{port} cannot be listened at: {error.strerror or error}"
+        raise Refused("network", cause, "look who listens there (ss -ltnp), and whether the fabric is up") from error
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers `/manifest` and, in ranges, `/file/NUMBER` in the manifest's order."""
+    """Answers `/manifest` and, in ranges, `/file/NUMBER` in the manifest's order, who has the secret."""
 
     served: Served
     protocol_version = "HTTP/1.1"
@@ -91,23 +110,24 @@ class Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
 
     def do_GET(self) -> None:
-        """Answer who has the secret."""
+        """Answer; what others ask for counts for nothing, and keeps no offer open."""
+        wanted = self.headers.get("Range", "")
+        expected = code_of(self.served.secret, self.path.encode(), wanted.encode())
+        if not is_code(expected, self.headers.get(CODE, "")):
+            self._empty(403)
+            return
         self.served.count(1)
         try:
-            self._answer()
+            self._answer(wanted)
         except OSError:
             self.close_connection = True  # who asked has gone, or what was asked for does not come
         finally:
             self.served.count(-1)
 
-    def _answer(self) -> None:
-        wanted = self.headers.get("Range", "")
-        expected = code_of(self.served.secret, self.path.encode(), wanted.encode())
+    def _answer(self, wanted: str) -> None:
         number = re.fullmatch(r"/file/(\d{1,6})", self.path)
         size = self.served.source.size(int(number[1])) if number else None
-        if not hmac.compare_digest(expected, self.headers.get(CODE, "")):
-            self._empty(403)
-        elif self.path == "/manifest":
+        if self.path == "/manifest":
             self._manifest()
         elif number and size is not None:
             self._range(int(number[1]), size, wanted)

@@ -7,18 +7,16 @@ ROOT/wheels/NAME.whl          a hard link to the file that was deployed last und
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any
+from typing import Any, BinaryIO
 
-from deploy.onnode.common import Refused, digests, keep, say, sync_folder
+from deploy.onnode.common import BLOCK, Refused, alone, digests, keep, link, say, sync_folder
 
 READERS = 4
 PATIENCE = 60.0
@@ -70,12 +68,7 @@ class Store:
         """Have the store for ourselves. Raises Refused where another run does not end."""
         for folder in (self.root / "store" / ".incoming", self.root / "wheels"):
             folder.mkdir(parents=True, exist_ok=True)
-        deadline = monotonic() + PATIENCE
-        with (self.root / "store" / ".lock").open("w") as lock:
-            while not _locked(lock.fileno()):
-                if monotonic() > deadline:
-                    raise Refused("busy", "another push works on its store", "wait for its end, then run it again")
-                sleep(0.2)
+        with alone(self.root / "store" / ".lock", PATIENCE, "another push works on its store"):
             yield
 
     def missing(self, wanted: Sequence[Wheel]) -> list[Wheel]:
@@ -100,29 +93,34 @@ class Store:
             whole.unlink()
         # put there by name, by an earlier version or by hand
         if named.is_file() and _is(named, wheel):
-            _link(named, whole)
+            link(named, whole)
             return True
         return False
 
     def keep(self, wheel: Wheel) -> None:
-        """Give a verified file its place, once its bytes are on the disk."""
+        """Give a verified file its place, once its bytes are on the disk. Raises Refused where some of them are not."""
+        size = self.part(wheel).stat().st_size
+        if size != wheel.size:
+            cause = f"{size} of the {wheel.size} bytes of {wheel.name} are on the disk"
+            raise Refused("disk", cause, "look at the disk on the node, then run the same command again")
         keep(self.part(wheel), self.whole(wheel))
 
     def name(self, wanted: Iterable[Wheel]) -> None:
         """Give every file its name for installers, and bring all names to the disk."""
         for wheel in wanted:
             if not _same(self.named(wheel), self.whole(wheel)):
-                _link(self.whole(wheel), self.named(wheel))
+                link(self.whole(wheel), self.named(wheel))
         for folder in (self.root / "store", self.root / "wheels"):
             sync_folder(folder)
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def hash_so_far(file: BinaryIO) -> hashlib._Hash:
+    """Return the SHA-256 of what a file holds, to go on with."""
+    total = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(BLOCK):
+        total.update(block)
+    return total
 
 
 def _is(path: Path, wheel: Wheel) -> bool:
@@ -131,13 +129,3 @@ def _is(path: Path, wheel: Wheel) -> bool:
 
 def _same(one: Path, other: Path) -> bool:
     return one.exists() and one.samefile(other)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of what has it; bytes that a name vouches for are on the disk first."""
-    with source.open("rb") as file:
-        os.fsync(file.fileno())
-    beside = target.with_name(f".{target.name}.new")
-    beside.unlink(missing_ok=True)
-    os.link(source, beside)
-    beside.replace(target)

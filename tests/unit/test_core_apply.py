@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from core.apply import Context, Journal, apply
 from core.config import ROOT
-from core.errors import CommandFailed, Interrupted, LockHeld, NotBuiltYet, NotServing, SparkstackError
+from core.errors import ComesFirst, CommandFailed, Interrupted, LockHeld, NotServing, SparkstackError
 from core.host import SudoPassword
 from core.local import LocalHost
 from core.plan import Call, Job, Later, Plan, Poll, Pull, Push, Run, Step, Write, make_plan
@@ -203,10 +203,10 @@ def test_the_journal_has_a_line_a_step_and_all_output_beside_it(tmp_path: Path) 
 
 def test_a_plan_with_a_step_that_cannot_run_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     seen = context(tmp_path)
-    later = Later(node="b", title="extract x", reason="", feature="images")
-    with pytest.raises(NotBuiltYet) as caught:
+    later = Later(node="b", title="extract x", reason="", command="invoke x")
+    with pytest.raises(ComesFirst) as caught:
         apply(plan([run("a", "touch", str(tmp_path / "done"))], [later]), seen)
-    assert caught.value.cause == ("1 steps of this plan cannot be run, the first: extract x (not built yet: images)")
+    assert caught.value.cause == ("1 steps of this plan cannot be run, the first: extract x (comes first: invoke x)")
     assert caught.value.node == "b"
     assert not (tmp_path / "done").exists()
     assert not seen.journal.path.exists()
@@ -323,7 +323,7 @@ def _number(path: Path, seconds: float = 20) -> int:
     raise AssertionError(f"{path} was not written")
 
 
-def undone(*stages: tuple[str, list[Step]], undo: dict[str, list[Run]]) -> Plan:
+def undone(*stages: tuple[str, list[Step]], undo: Mapping[str, Sequence[Step]]) -> Plan:
     return make_plan("test", stages, undo=undo)
 
 
@@ -352,6 +352,19 @@ def test_a_node_that_cannot_be_undone_is_named_and_the_others_are_undone(tmp_pat
     assert (tmp_path / "back").exists()
 
 
+def test_a_stage_is_undone_by_any_step_and_what_it_prints_is_kept(tmp_path: Path) -> None:
+    seen, path = context(tmp_path), tmp_path / "note"
+    new, old = (
+        Write(node="a", title=f"write {text}", reason="", path=PurePosixPath(path), content=text)
+        for text in ("new", "old")
+    )
+    with pytest.raises(CommandFailed) as caught:
+        apply(undone(("note", [new]), ("end", [run("a", "false")]), undo={"note": [old, run("a", "echo", "so")]}), seen)
+    assert caught.value.evidence == "a: write old: done\na: echo: done"
+    assert path.read_text() == "old"
+    assert seen.journal.output.read_text() == "a: so\n"
+
+
 def test_a_plan_that_ends_well_undoes_nothing(tmp_path: Path) -> None:
     back = [run("a", "touch", str(tmp_path / "back"))]
     apply(undone(("switch", [run("a", "true")]), undo={"switch": back}), context(tmp_path))
@@ -367,9 +380,11 @@ def test_a_guard_that_forbids_to_go_on_ends_the_plan_before_the_next_stage_and_u
 
     guarded = replace(context(tmp_path), guard=guard)
     stages = [("switch", [call("a", "one", lambda: done.append("one"))]), ("two", [call("a", "two", done.clear)])]
+    undo = {title: [run("a", "touch", str(tmp_path / name))] for title, name in (("switch", "back"), ("two", "never"))}
     with pytest.raises(LockHeld):
-        apply(undone(*stages, undo={"switch": [run("a", "touch", str(tmp_path / "back"))]}), guarded)
+        apply(undone(*stages, undo=undo), guarded)
     assert done == ["one"]
+    assert not (tmp_path / "never").exists(), "what was not begun may be somebody else's by now"
     assert (tmp_path / "back").exists()
 
 

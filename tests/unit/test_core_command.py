@@ -258,14 +258,44 @@ def test_without_a_terminal_nobody_is_asked_and_the_next_move_is_said(capsys: py
     assert capsys.readouterr().out == ""
 
 
+def counted(done: list[str]) -> Callable[[Facts], Plan]:
+    """Plan one step until it was done."""
+
+    def plan(_: Facts) -> Plan:
+        step = Call(node="lab-a", title="do it", reason="asked for", shown="", action=lambda _: done.append("done"))
+        return make_plan("a plan", [("stage", [] if done else [step])])
+
+    return plan
+
+
+@pytest.mark.parametrize("said", ["y", "n"])
+def test_the_plan_that_was_shown_is_the_one_that_is_applied_or_nothing_is(
+    said: str,
+    asked: list[Question],
+    cluster: Cluster,
+    terminal: Callable[[str | None], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions, done = terminal(said), list[str]()
+    agree = command.asking("So?", Options())
+    refused: Any = pytest.raises(Exit, match="nothing was changed") if said == "n" else nullcontext()
+    with refused as caught:
+        converge("x", cluster, Question(), counted(done), Options(), agree=agree)
+    assert done == (["done"] if said == "y" else [])
+    assert len(questions) == 1
+    assert len(asked) == 1 + len(done), "one look before, and one after what was done"
+    assert "do it" in capsys.readouterr().out
+    assert said == "y" or caught.value.code == 0
+
+
 @pytest.mark.usefixtures("asked")
-def test_a_plan_is_agreed_to_after_it_was_shown_and_an_empty_one_without_a_word(
+def test_nobody_is_asked_where_nothing_is_to_do_and_json_asks_nobody(
     cluster: Cluster, terminal: Callable[[str | None], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Call(node="lab-a", title="do it", reason="asked for", shown="", action=lambda _: None)
-    questions = terminal("n")
-    full, empty = make_plan("a plan", [("stage", [step])]), make_plan("nothing", [])
-    assert not command.agreed(cluster, Question(), lambda _: full, Options(), "So?")
-    assert "do it" in capsys.readouterr().out
-    assert command.agreed(cluster, Question(), lambda _: empty, Options(), "So?")
-    assert len(questions) == 1
+    questions = terminal("y")
+    options = Options(as_json=True)
+    with pytest.raises(UsageError, match="--json asks nothing"):
+        converge("x", cluster, Question(), counted([]), options, agree=command.asking("So?", options))
+    assert capsys.readouterr().out == ""
+    converge("x", cluster, Question(), counted(["done"]), options, agree=command.asking("So?", options))
+    assert questions == []

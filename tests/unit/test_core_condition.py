@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core import condition
-from core.condition import Condition, GpuProcess, Offset, Owner, Swap
+from core.condition import Condition, GpuProcess, Offset, Owner
+from core.config import load_cluster
 from core.errors import FactsError
 from core.facts import parse
 from tests.unit.samples import capture, lab_captures, spark_captures
@@ -35,14 +37,12 @@ def gid_files(text: str) -> dict[str, str]:
 
 
 def port_files(text: str) -> dict[str, str]:
-    """Return what `ibstat` printed as the files it read."""
+    """Return what `ibstat` printed of the firmware as the files it read."""
     files = {}
     for block in text.split("CA '")[1:]:
         folder = f"{SYSFS}/{block.partition(chr(39))[0]}"
         values = dict(re.findall(r"^\s*([\w ]+): (.+)$", block, re.MULTILINE))
         files[f"{folder}/fw_ver"] = values["Firmware version"] + "\n"
-        files[f"{folder}/ports/1/state"] = "4: ACTIVE\n" if values["State"] == "Active" else "1: DOWN\n"
-        files[f"{folder}/ports/1/rate"] = values["Rate"] + " Gb/sec (4X HDR)\n"
     return files
 
 
@@ -62,27 +62,26 @@ def test_processes_on_the_gpu_are_read_with_their_memory() -> None:
         ("", ()),
         ("pid, process_name, used_gpu_memory [MiB]\n", ()),
         ("No running processes found\n", ()),
+        ("7, a\x1b[2Jb\rc, [N/A]\n", (GpuProcess(7, "a [2Jb c", None),)),
         ("7, python3 -c a, b, [N/A]\n", (GpuProcess(7, "python3 -c a, b", None),)),
         ("577729, VLLM::EngineCore, 89093 MiB\n", (GpuProcess(577729, "VLLM::EngineCore", 89093 * 2**20),)),
     ],
-    ids=["nothing", "header only", "none", "commas and no memory", "vLLM"],
+    ids=["nothing", "header only", "none", "signs that move the cursor", "commas and no memory", "vLLM"],
 )
 def test_no_process_is_no_row_and_memory_may_be_unknown(text: str, expected: tuple[GpuProcess, ...]) -> None:
     assert condition.gpu_processes(text) == expected
 
 
-def test_rdma_ports_are_read_with_state_rate_and_firmware() -> None:
+def test_rdma_ports_are_read_with_their_firmware() -> None:
     found = condition.rdma_ports(port_files(capture("ibstat.gb10.first-three-cas.txt")), {})
-    assert {name: (port.active, port.rate, port.firmware) for name, port in found.items()} == {
-        "roceP2p1s0f0": (True, 200, "28.45.4028"),
-        "roceP2p1s0f1": (False, 40, "28.45.4028"),
-        "rocep1s0f0": (True, 200, "28.45.4028"),
-    }
+    assert {name: port.firmware for name, port in found.items()} == dict.fromkeys(
+        ("roceP2p1s0f0", "roceP2p1s0f1", "rocep1s0f0"), "28.45.4028"
+    )
 
 
 def test_the_rocev2_address_of_a_half_is_found_by_its_ipv4() -> None:
     files = gid_files(capture("show_gids.spark.txt"))
-    ports = dict.fromkeys({f"{name.split('/gid')[0]}/state" for name in files}, "4: ACTIVE\n")
+    ports = dict.fromkeys({f"{name.split('/ports')[0]}/fw_ver" for name in files}, "28.45.4028\n")
     found = condition.rdma_ports(ports, files)
     second = {name: [(gid.index, gid.ipv4) for gid in port.gids if gid.version == "v2"] for name, port in found.items()}
     assert second == {
@@ -96,7 +95,7 @@ def test_the_rocev2_address_of_a_half_is_found_by_its_ipv4() -> None:
 def test_entries_of_a_port_that_are_not_in_use_are_none() -> None:
     port = f"{SYSFS}/rocep1s0f0/ports/1"
     files = {f"{port}/gids/0": "0000:0000:0000:0000:0000:0000:0000:0000\n", f"{port}/gid_attrs/types/0": "RoCE v2\n"}
-    assert condition.rdma_ports({f"{port}/state": "1: DOWN\n"}, files)["rocep1s0f0"].gids == ()
+    assert condition.rdma_ports({f"{SYSFS}/rocep1s0f0/fw_ver": "28.45.4028\n"}, files)["rocep1s0f0"].gids == ()
 
 
 def test_the_module_that_is_loaded_has_a_version() -> None:
@@ -107,15 +106,20 @@ def test_the_module_that_is_loaded_has_a_version() -> None:
 
 
 def test_swap_is_what_free_says_too() -> None:
-    total, used = re.findall(r"^Swap:\s+(\d+)\s+(\d+)", capture("free-b.gb10.txt"), re.MULTILINE)[0]
-    assert parse("a", SPARK).condition.swap == Swap(int(total), int(used))
-    assert condition.swap("") == Swap(0, 0)
+    used = re.findall(r"^Swap:\s+\d+\s+(\d+)", capture("free-b.gb10.txt"), re.MULTILINE)[0]
+    assert parse("a", SPARK).condition.swapped == int(used)
 
 
 def test_what_is_free_is_less_than_what_is_available() -> None:
-    text = capture("proc-meminfo.gb10.partial.txt")
-    assert condition.memory_free(text) == 3139656 * 1024
-    assert condition.memory_free("") is None
+    seen = parse("a", SPARK)
+    assert seen.condition.memory_free == 89867196 * 1024 < seen.memory_available
+
+
+def test_a_large_packet_is_as_long_as_the_mtu_that_a_fast_link_wants() -> None:
+    assert condition.LARGE == "8972"
+    asked = condition.request(load_cluster("local"), load_cluster("local").head, PurePosixPath("/m"))
+    assert "8972" in asked["commands"]["large lab-b"]
+    assert asked["files"]["rdma"] == ["/sys/class/infiniband/*/fw_ver"]
 
 
 def test_a_clock_is_somewhere_between_two_offsets() -> None:
@@ -184,7 +188,7 @@ def test_the_shipped_sparks_have_a_whole_condition() -> None:
 def test_an_older_capture_knows_little_of_the_condition() -> None:
     found = parse("lab-a", LAB).condition
     memory = 22470600 * 1024
-    assert found == Condition(memory_free=memory, swap=found.swap)
+    assert found == Condition(memory_free=memory)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +207,10 @@ def test_what_cannot_be_read_is_named_with_its_node(fact: str, answer: dict[str,
 
 TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "offset": lambda text: condition.offset(text, text),
-    "swap": condition.swap,
-    "memory_free": condition.memory_free,
     "gpu_processes": condition.gpu_processes,
     "owners": condition.owners,
     "rdma_ports": lambda text: condition.rdma_ports(
-        {f"{SYSFS}/a/ports/1/rate": text, text: text},
+        {f"{SYSFS}/a/fw_ver": text, text: text},
         {f"{SYSFS}/a/ports/1/gids/0": text, f"{SYSFS}/a/ports/1/gid_attrs/types/0": "RoCE v2"},
     ),
     "lanes": lambda text: condition.lanes({"/sys/class/net/a/device/current_link_width": text}),
@@ -226,7 +228,7 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
 @example(text="1 packets, " + "9" * 5000 + " received")
 @example(text="1 -" + "9" * 5000)
 def test_any_text_is_read_or_refused_as_a_fact_can_be(name: str, text: str) -> None:
-    """facts.parse turns these three, and no other, into an error that names node and fact."""
+    """facts.parse turns these into an error that names node and fact."""
     with contextlib.suppress(ValueError, IndexError, KeyError):
         TEXT_PARSERS[name](text)
 

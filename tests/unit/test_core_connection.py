@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -286,3 +287,24 @@ def test_a_connection_is_not_forwarded_an_agent(cluster: Cluster, server: SshSer
     configure("Host *\n ForwardAgent yes\n")
     with connect(cluster, cluster.head, route(cluster, cluster.head)) as made:
         assert not made.forward_agent
+
+
+def test_a_second_connection_that_fails_is_a_lost_one_and_no_full_disk(cluster: Cluster, server: SshServer) -> None:
+    server.allowed.add(blob(make_key("id_ed25519")))
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        closed = nobody.getsockname()[1]
+    with closing(SshHost(cluster, cluster.head, SudoPassword(None))) as host:
+        host.run(["echo", "hello"])
+        vars(host)["_way"] = replace(host._way, port=closed)
+        with pytest.raises(NodeUnreachable, match=f"no SSH connection to 127.0.0.1 port {closed}"):
+            host.hold(["a program"])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe not text", b"", b"ssh-ed25519 !!!"])
+def test_a_public_part_that_cannot_be_read_is_none_and_the_key_is_tried(
+    cluster: Cluster, server: SshServer, content: bytes
+) -> None:
+    key = make_key("id_ed25519")
+    server.allowed.add(blob(key))
+    key.with_name("id_ed25519.pub").write_bytes(content)
+    assert says(cluster) == "ran echo hello\n"

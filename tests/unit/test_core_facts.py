@@ -80,7 +80,8 @@ def test_the_shipped_sparks_are_the_guides(name: str, lan: str, fabric: str) -> 
 def test_the_shipped_facts_answer_all_that_the_probe_asks_and_say_where_each_is_from() -> None:
     shipped, cluster = spark_captures(), load_cluster("spark")
     for node in cluster.nodes:
-        request = probe_request(cluster, node, Question(load_profile("qwen2.5-32b"), ("gcc",), ("ask",), whole=True))
+        question = Question(load_profile("qwen2.5-32b"), ("gcc",), ("ask",), whole=True, wiring=True)
+        request = probe_request(cluster, node, question)
         assert {*request["commands"], *request["files"], "clock", "asked"} == set(shipped.nodes[node.name])
         assert set(shipped.nodes[node.name]) <= set(shipped.sources)
     assert "/work" not in SPARK_PAIR.read_text()
@@ -94,6 +95,27 @@ def test_a_needed_fact_that_is_missing_is_named_with_its_node(fact: str, answer:
     assert caught.value.node == "lab-a"
     assert caught.value.cause == f"the fact {fact!r} cannot be read: the node did not answer it"
     assert caught.value.evidence == ("no such file" if answer else "")
+
+
+def test_facts_that_cannot_be_read_silence_their_own_node_only() -> None:
+    nodes = {**lab_captures().nodes, "lab-b": changed("cores", {"code": 0, "out": "many"})}
+    facts, silent = Captures(nodes).parsed_each()
+    assert facts == {"lab-a": parse("lab-a", CAPTURE)}
+    assert list(silent) == ["lab-b"]
+    assert (silent["lab-b"].node, silent["lab-b"].exit_code) == ("lab-b", FactsError.exit_code)
+
+
+@pytest.mark.parametrize("fact", ["ours", "containers", "history"])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"pid": null}', "5", '{"pid": [1]}'])
+def test_json_of_another_shape_is_a_fact_that_cannot_be_read(fact: str, text: str) -> None:
+    answer = {"code": 0, "out": f"answered\n{text}" if fact == "containers" else text}
+    with pytest.raises(FactsError, match="cannot be read"):
+        parse("lab-a", changed(fact, answer))
+
+
+def test_a_manifest_that_is_nested_without_end_is_a_damaged_one() -> None:
+    found = parse("lab-a", changed("models", {"code": 0, "files": {"/m/x/sparkstack-model.json": "[" * 100_000}}))
+    assert found.models == {"/m/x": {}}
 
 
 @pytest.mark.parametrize("fact", sorted(CAPTURE.keys() - {*NEEDED, "meminfo"}))

@@ -188,6 +188,22 @@ def test_a_lock_that_stays_held_is_told_in_the_end(name: str, monkeypatch: pytes
 
 
 @pytest.mark.processes
+def test_a_process_that_is_never_told_to_begin_ends_by_itself(name: str) -> None:
+    lock = Piped(hold_argv("{}", name, 0.3))
+    try:
+        assert lock.line() == ""
+    finally:
+        lock.close()
+
+
+def test_what_a_holder_says_is_shown_as_one_short_line_of_signs() -> None:
+    said = {"command": "\x1b]0;x\x07\x1b[2J\n  next: do this", "by": "a" * 500, "pid": 1, "at": "now"}
+    shown = nodelock._who(json.dumps(said))
+    assert shown.isprintable()
+    assert len(shown) == nodelock.MOST
+
+
+@pytest.mark.processes
 def test_a_process_that_is_never_told_to_begin_takes_nothing(name: str) -> None:
     lock = Piped(hold_argv("{}", name))
     with take(name):

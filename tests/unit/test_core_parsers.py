@@ -139,7 +139,19 @@ def test_the_link_gives_the_release() -> None:
 
 
 def test_memory_is_read_in_bytes() -> None:
-    assert parsers.meminfo(capture("proc-meminfo.gb10.partial.txt")) == Memory(127600816 * 1024, 40174336 * 1024)
+    found = parsers.meminfo(capture("proc-meminfo.gb10.partial.txt"))
+    assert (found.total, found.available, found.free) == (127600816 * 1024, 40174336 * 1024, 3139656 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("more", "free", "swapped"),
+    [("", None, 0), ("MemFree: 4 kB\nSwapTotal: 9 kB\nSwapFree: 2 kB\n", 4096, 7168), ("SwapFree: 2 kB\n", None, 0)],
+)
+def test_what_is_free_and_what_lies_in_swap_is_read_beside_it(more: str, free: int | None, swapped: int) -> None:
+    host = parsers.meminfo(f"MemTotal: 20 kB\nMemAvailable: 10 kB\n{more}")
+    assert (host.free, host.swapped) == (free, swapped)
+    smaller = parsers.smaller_memory(host, ["4096"], "0", "")
+    assert smaller == Memory(4096, 4096, free, swapped), "a cgroup limits neither"
 
 
 def test_memory_without_its_lines_is_refused() -> None:
@@ -178,7 +190,7 @@ def test_a_smaller_cgroup_is_the_machines_memory(limits: list[str], usage: str, 
 def test_page_cache_of_cgroup_v1_is_counted_once() -> None:
     host, limits = parsers.meminfo(file("meminfo")), LAB["cgroup"]["files"].values()
     found = parsers.smaller_memory(host, limits, file("cgroup_usage"), file("cgroup_stat"))
-    assert found == Memory(5368709120, 5368709120 - (890724352 - 71938048 - 131297280))
+    assert found == Memory(5368709120, 5368709120 - (890724352 - 71938048 - 131297280), 22470600 * 1024)
 
 
 def test_a_unit_that_does_not_exist_is_none() -> None:
@@ -225,6 +237,10 @@ def test_a_token_is_a_number_above_zero() -> None:
     assert not parsers.token_came("")
 
 
+def test_what_somebody_else_wrote_is_shown_on_one_line() -> None:
+    assert parsers.shown("a\nproblem: b\x1b[2J\u2028c\u202ed é") == "a problem: b [2J c d é"
+
+
 def test_a_record_is_a_json_object() -> None:
     assert parsers.record('{"a": 1}') == {"a": 1}
     with pytest.raises(ValueError, match="no JSON object"):
@@ -259,6 +275,7 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "disk_used": parsers.disk_used,
     "record": parsers.record,
     "record_or_none": parsers.record_or_none,
+    "shown": parsers.shown,
     "token_came": parsers.token_came,
 }
 NEARLY = st.lists(
@@ -274,7 +291,7 @@ NEARLY = st.lists(
 @example(text="eth0 UP 1.2.3.4.5/24")
 @example(text="Id=x\nMainPID=x")
 def test_any_text_is_read_or_refused_as_a_fact_can_be(name: str, text: str) -> None:
-    """facts.parse turns these three, and no other, into an error that names node and fact."""
+    """facts.parse turns these into an error that names node and fact."""
     with contextlib.suppress(ValueError, IndexError, KeyError):
         TEXT_PARSERS[name](text)
 

@@ -69,7 +69,7 @@ STEPS: dict[str, tuple[Step, str]] = {
     "pull": (Pull(**COMMON, source=PurePosixPath("/m"), destination=Path("here")), "rsync lab-a:/m/ to here"),
     "poll": (poll(privileged=True), "every 1 s, up to 90 s: sudo true"),
     "call": (Call(**COMMON, shown="write manifest.json", action=lambda _: None), "write manifest.json"),
-    "later": (Later(**COMMON, feature="images", shown="extract"), "extract"),
+    "later": (Later(**COMMON, command="invoke wheels.extract", shown="extract"), "extract"),
 }
 
 
@@ -155,16 +155,16 @@ def test_a_script_within_a_command_is_named_in_text_and_whole_in_json() -> None:
 
 
 def test_what_stands_in_the_way_is_shown_behind_a_step() -> None:
-    absent = Later(**COMMON, feature="images", shown="one\ntwo")
-    other = Later(**COMMON, feature="invoke deploy", exists=True)
+    absent = Later(**COMMON, command="invoke build-wheels", shown="one\ntwo")
+    other = Later(**COMMON, command="invoke deploy")
     text = as_text(plan_of(absent, other))
-    assert "do it — it is not done  [not built yet: images]\n      $ one\n        two\n" in text
+    assert "do it — it is not done  [comes first: invoke build-wheels]\n      $ one\n        two\n" in text
     assert text.endswith("do it — it is not done  [comes first: invoke deploy]")
 
 
 def test_json_holds_everything() -> None:
     write = Write(**COMMON, path=PurePosixPath("/a"), content="x\n" * 500, privileged=True)
-    later = [Later(**COMMON, feature="images"), Later(**COMMON, feature="invoke deploy", exists=True)]
+    later = [Later(**COMMON, command="invoke build-wheels"), Later(**COMMON, command="invoke deploy")]
     data = json.loads(json.dumps(as_data(plan_of(write, *later, notes=("n",)))))
     assert (data["title"], data["notes"]) == ("a plan", ["n"])
     (stage,) = data["stages"]
@@ -176,7 +176,7 @@ def test_json_holds_everything() -> None:
         "command": "sudo write /a (mode 644, 1000 bytes)",
         "content": "x\n" * 500,
     }
-    assert (second["not_built_yet"], third["comes_first"]) == ("images", "invoke deploy")
+    assert (second["comes_first"], third["comes_first"]) == ("invoke build-wheels", "invoke deploy")
 
 
 def test_steps_of_a_stage_are_kept_in_order_by_node() -> None:
@@ -224,3 +224,10 @@ def test_what_takes_a_stage_back_is_shown_below_it_and_in_json() -> None:
     one, two = as_data(plan)["stages"]  # type: ignore[misc]
     assert one["undo"][0]["command"] == "mv old new"
     assert "undo" not in two
+
+
+def test_a_file_that_takes_a_stage_back_is_shown_with_what_it_holds_in_json() -> None:
+    step = Run(node="a", title="note", reason="r", argv=("true",))
+    back = Write(node="a", title="take it back", reason="r", path=PurePosixPath("/x"), content="old\n")
+    (one,) = as_data(make_plan("t", [("one", [step])], undo={"one": [back]}))["stages"]  # type: ignore[misc]
+    assert (one["undo"][0]["kind"], one["undo"][0]["content"]) == ("write", "old\n")

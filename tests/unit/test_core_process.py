@@ -207,3 +207,19 @@ def test_a_process_beside_us_that_stays_is_killed(monkeypatch: pytest.MonkeyPatc
     began = time.monotonic()
     beside.close()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.processes
+def test_a_host_that_allows_no_larger_pipe_converses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(process.fcntl, "fcntl", refuse)
+    heard: list[str] = []
+
+    def talk(conversation: process.Conversation) -> None:
+        conversation.send(b"hello\n")
+        heard.append(conversation.line())
+
+    assert process.converse(["cat"], talk).code == 0
+    assert heard == ["hello\n"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from core import config
 from core.config import Cluster, load_cluster
 from core.errors import ConfigError
+from core.hand import user
 from core.process import run
 from core.sshroute import Route, config_of, hops, known_name, parse_answer, route
 
@@ -173,3 +176,29 @@ def test_a_configuration_that_ssh_cannot_read_is_told_in_its_words(cluster: Clus
 
 def test_a_name_in_known_hosts_has_the_port_only_when_it_is_another_one() -> None:
     assert (known_name("a", 22), known_name("a", 2222)) == ("a", "[a]:2222")
+
+
+def test_a_chain_of_many_jump_hosts_is_no_circle(cluster: Cluster) -> None:
+    names = [f"hop{number}" for number in range(10)]
+    text = "".join(f"Host {name}\n ProxyJump {before}\n" for name, before in itertools.pairwise(names))
+    found = list(hops(cluster, way(cluster, f"Host gx10-*\n ProxyJump hop2\n{text}")))
+    assert [one.host for one in found] == [f"hop{number}" for number in range(9, 1, -1)]
+
+
+def test_a_proxy_command_of_a_jump_host_gets_its_name_as_it_was_said(cluster: Cluster) -> None:
+    text = "Host gx10-*\n ProxyJump bastion\nHost bastion\n HostName 10.0.0.1\n ProxyCommand connect %n %h %p\n"
+    (hop,) = hops(cluster, way(cluster, text))
+    assert hop.proxy == ("sh", "-c", "exec connect bastion 10.0.0.1 22")
+
+
+def test_no_key_file_is_none_for_rsync_too(cluster: Cluster) -> None:
+    found = way(cluster, "IdentityFile none\n")
+    assert found.identities == ()
+    file = config_of(cluster, cluster.node("gx10-beee"), found)
+    assert parse_answer(run(["ssh", "-G", "-F", str(file), "x"]).out)["identityfile"] == ("none",)
+
+
+def test_key_files_are_named_as_ssh_names_them(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYS", "/keys")
+    found = way(cluster, "IdentityFile ${KEYS}/%i-%u\nIdentityFile /keys/id~old\nIdentityFile ~/own\n")
+    assert found.identities == (Path(f"/keys/{os.getuid()}-{user()}"), Path("/keys/id~old"), Path.home() / "own")

@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core import process
+from core.config import load_cluster
+from core.question import Question, probe_request
 from core.surroundings import Container, OurProcess, Socket, containers, our_processes, removes_ipc, request, sockets
 
 SCOPE = "/user.slice/user-1000.slice/session-5082.scope"
@@ -35,6 +37,14 @@ def test_who_listens_is_read_with_its_unit_and_as_far_as_it_may_be_known_its_pro
     )
 
 
+def test_what_a_process_calls_itself_is_shown_on_one_line() -> None:
+    row = {"pid": 7, "start": 1, "user": 1, "unit": "a\x1bb.service", "ports": [], "top": 7, "loose": False}
+    (found,) = our_processes(json.dumps({**row, "command": "x\nstop 9\x1b[A", "starter": "1 a\rb"}))
+    assert (found.command, found.starter, found.unit) == ("x stop 9 [A", "1 a b", "a b.service")
+    (one, *_) = sockets('LISTEN 0 5 *:6379 *:* users:(("a\x1b[2Jb",pid=4,fd=3)) uid:1 cgroup:/x\x07.service <->\n')
+    assert (one.name, one.unit) == ("a [2Jb", "x .service")
+
+
 BOX = {"id": "ab", "name": "/web", "image": "x:1", "running": True, "restart": "always", "runtime": "runc"}
 GPU = [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}]
 
@@ -50,12 +60,22 @@ GPU = [{"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}]
 )
 def test_a_container_that_has_the_gpu_is_told_apart(more: dict[str, object], gpu: bool) -> None:  # noqa: FBT001
     text = f"answered\n{json.dumps({**BOX, **more})}\n"
-    assert containers(text) == (Container("ab", "web", "x:1", running=True, restart="always", gpu=gpu),)
+    assert containers(text) == (Container("web", "x:1", running=True, restart="always", gpu=gpu),)
 
 
 def test_docker_without_containers_is_another_thing_than_docker_that_does_not_answer() -> None:
     assert containers("answered\n") == ()
     assert containers("") is None
+
+
+def test_processes_of_ours_can_be_asked_without_all_the_rest() -> None:
+    cluster = load_cluster("local")
+    plain, ours, whole = (
+        probe_request(cluster, cluster.head, question)["commands"]
+        for question in (Question(), Question(ours=True), Question(whole=True))
+    )
+    assert {name: argv for name, argv in ours.items() if name not in plain} == {"ours": whole["ours"]}
+    assert whole["ours"] == request(cluster.root, cluster.user)["commands"]["ours"]
 
 
 @pytest.mark.parametrize(("text", "says"), [("b true\n", True), ("b false\n", False), ("", None), ("s x", None)])

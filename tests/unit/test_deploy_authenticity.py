@@ -135,7 +135,7 @@ class TestThePlan:
     def test_a_release_that_is_not_built_has_to_be_signed_after_that(self, house: House) -> None:
         plan = plan_unbuilt(house.cluster, cpu(), X86, lab_facts())
         first = [step for step in plan.stages[0].steps if isinstance(step, Later)]
-        assert [step.feature.split()[1] for step in first] == ["build-wheels", "wheels.sign"]
+        assert [step.command.split()[1] for step in first] == ["build-wheels", "wheels.sign"]
         assert "[comes first: invoke wheels.sign --stack cpu --key PATH]" in as_text(plan)
 
     def test_another_manifest_loses_its_signature_and_the_same_one_keeps_it(self, house: House) -> None:

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,22 @@ import pytest
 
 from core import pythons
 from core.backend import Backend, Interpreter
-from core.config import Cluster, Stack, load_data
+from core.config import Cluster, Stack, load_cluster, load_data, load_stack
 from core.errors import ConfigError, UnfitNode
 from core.facts import NodeFacts
 from core.parsers import Taken
 from core.plan import Call, Push, Run, Step, Write
 from core.process import Completed, run
 from core.pythons import Pythons
+from core.store import fetched
 from deploy import conda, interpreter
 from deploy.collect import plan_collect
 from deploy.doctor import examine
 from deploy.environment import install_steps
 from deploy.removal import plan_remove
 from deploy.rollout import plan_deploy
-from tests.unit.samples import X86, cpu, lab_facts, local, manifest
-from wheels.target import common_target, python_for
+from tests.unit.samples import X86, cpu, lab_facts, local, manifest, spark_captures
+from wheels.target import common_target, packages_for, python_for
 
 HOME = "/home/spark/miniforge3"
 NAME = f"{HOME}/envs/sparkstack"
@@ -147,10 +149,10 @@ class TestBringing:
         folder, push, unpack, take = self.steps(local(), FRESH)
         assert folder.reason == push.reason == "the node has Python 3.11, not 3.12"
         assert isinstance(push, Push)
-        assert push.sources[0].parts[-2:] == ("a" * 64, "cpython-3.12.12+1.tar.gz")
+        assert push.sources[0].parts[-2:] == ("a" * 64, "3.12.12-aaaaaaaaaa.tar.gz")
         assert isinstance(unpack, Run)
         assert unpack.argv[-3:] == (
-            "/opt/sparkstack/python/cpython-3.12.12+1.tar.gz",
+            "/opt/sparkstack/python/3.12.12-aaaaaaaaaa.tar.gz",
             "a" * 64,
             "/opt/sparkstack/python/3.12.12-aaaaaaaaaa.new",
         )
@@ -185,6 +187,34 @@ class TestBringing:
         assert isinstance(step, Call)
         assert BROUGHT.url in step.shown
         assert not list(interpreter.fetch_steps(local(), cpu(), both(), manifest()))
+
+    @pytest.mark.parametrize(
+        "there",
+        [
+            {"cpython-old-name.tar.gz": b"archive"},
+            {"{}.tar.gz": b"archive"},
+            {"cpython-old-name.tar.gz": b"archive", "{}.tar.gz": b"archive"},
+            {"0-old-name.tar.gz": b"archive", "{}.tar.gz": b"archive"},
+            {"0-old-name.tar.gz": b"archive", "{}.tar.gz": b"damaged"},
+        ],
+    )
+    def test_an_archive_that_had_another_name_in_the_store_is_found_under_the_one_that_is_pushed(
+        self, there: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digest = sha256(b"archive").hexdigest()
+        one = BROUGHT.model_copy(update={"sha256": digest})
+        monkeypatch.setattr(interpreter, "WORK", tmp_path)
+        monkeypatch.setattr(interpreter, "fetched", partial(fetched, work=tmp_path))
+        folder = tmp_path / "files" / digest
+        folder.mkdir(parents=True)
+        for name, content in there.items():
+            (folder / name.format(one.folder)).write_bytes(content)
+        stack = with_archive().model_copy(update={"interpreters": (one,)})
+        for _ in range(2):
+            (step,) = interpreter.fetch_steps(local(), stack, both(), self.wheels)
+            assert isinstance(step, Call)
+            step.action(lambda _: None)
+            assert interpreter.stored(one).read_bytes() == b"archive"
 
     def test_what_the_node_says_of_an_archive_is_told(self) -> None:
         unpack = self.steps(local(), FRESH)[2]
@@ -310,6 +340,61 @@ def test_a_python_that_no_release_was_made_of_is_collected() -> None:
     assert [step.argv[-1] for step in steps if isinstance(step, Run)] == ["/opt/sparkstack/python/old"] * 2
 
 
+@pytest.mark.parametrize("use", ["in use", "served"])
+def test_the_python_of_a_release_whose_record_is_gone_stays_while_it_is_in_use_or_served(use: str) -> None:
+    paths = {name: f"/opt/sparkstack/python/{name}/bin/python3.12" for name in ("old", "used")}
+    unit = f"ExecStart=/opt/sparkstack/releases/{'cpu-1' if use == 'served' else 'cpu-2'}/venv/bin/ray"
+    current = "cpu-1" if use == "in use" else "cpu-2"
+    seen = both(
+        pythons=Pythons(brought=paths),
+        partial=frozenset({"cpu-1"}),
+        releases={"cpu-2": {"python": "python3"}},
+        current=current,
+        files={"/etc/systemd/system/x.service": unit},
+    )
+    assert not [title for title in titles(list(plan_collect(local(), seen).steps)) if "Python" in title]
+    left = both(pythons=Pythons(brought=paths), partial=frozenset({"cpu-1"}))
+    assert "remove 2 Pythons" in titles(list(plan_collect(local(), left).steps)), "an unfinished one needs none"
+
+
+NEEDED = Pythons(found={(3, 12): "/usr/bin/python3.12"})
+HEADERS: list[tuple[Cluster, dict[str, Any], bool, str]] = [
+    (local(), {"python": (3, 12)}, True, "Debian's python3"),
+    (local(), {"pythons": NEEDED}, True, "another Python of Debian's"),
+    (local(), {"pythons": Pythons(found={(3, 12): "/usr/local/bin/python3.12"})}, False, "the owner's own"),
+    (local(), {"pythons": Pythons(found={(3, 12): "/home/spark/.local/bin/python3.12"})}, False, "uv's"),
+    (local(), {}, False, "one that is brought"),
+    (bringing(python="brought"), {"python": (3, 12)}, False, "one that is brought in any case"),
+    (by_conda(), {"pythons": replace(MINIFORGE, seeds={(3, 12): HOME}), "python": (3, 12)}, False, "conda's"),
+]
+
+
+@pytest.mark.parametrize(("cluster", "changes", "needed", "_"), HEADERS, ids=[row[3] for row in HEADERS])
+def test_headers_are_asked_of_debian_for_a_python_of_debians_only(
+    cluster: Cluster, changes: dict[str, Any], needed: object, _: str
+) -> None:
+    stack = with_archive().model_copy(update={"packages": ("gcc", "python3.12-dev", "python3-dev-tools")})
+    wanted = ("gcc", "python3.12-dev", "python3-dev-tools") if needed else ("gcc", "python3-dev-tools")
+    seen = both(**changes, packages=frozenset())
+    assert packages_for(cluster, stack, seen["lab-a"]) == wanted
+    missing = [one.cause for one in examine(cluster, stack, seen, None) if "packages" in one.cause]
+    assert missing == [f"Debian packages are missing: {' '.join(sorted(wanted))}"] * 2
+
+
+@pytest.mark.parametrize("name", ["guide", "current"])
+def test_a_shipped_stack_brings_its_python_to_a_node_that_has_none_of_that_version(name: str) -> None:
+    cluster, stack = load_cluster("spark"), load_stack(name)
+    own = {"python": (3, 10), "pythons": Pythons(), "packages": frozenset(stack.packages) - {"python3.12-dev"}}
+    seen = {node: replace(one, **own) for node, one in spark_captures().parsed().items()}
+    assert list(examine(cluster, stack, seen, None)) == []
+
+
+def test_a_cluster_that_wants_its_python_brought_is_told_when_the_stack_has_none_to_bring() -> None:
+    move = 'name an archive under [[interpreters]] of the stack, or take python = "brought" out of the cluster\'s file'
+    found = [one for one in examine(bringing(python="brought"), cpu(), both(), None) if one.node == "lab-a"]
+    assert [(one.cause, one.next_move) for one in found] == [("the stack cpu brings no Python for x86_64", move)]
+
+
 SHELLS = [["sh"], ["bash", "--norc"], ["bash", "--norc", "-eu"]]
 
 
@@ -380,6 +465,32 @@ HOSTILE: list[tuple[str, list[tuple[str, dict[str, Any], bytes]], str]] = [
 ]
 
 
+def symlink(name: str, leads: str) -> tuple[str, dict[str, Any], bytes]:
+    return name, {"type": tarfile.SYMTYPE, "linkname": leads}, b""
+
+
+DEEP: tuple[str, dict[str, Any], bytes] = ("python/a/b/c", {"type": tarfile.DIRTYPE}, b"")
+AROUND: list[tuple[str, list[tuple[str, dict[str, Any], bytes]], str]] = [
+    (
+        "one above the folder",
+        [DEEP, symlink("python/a/b/up", "../.."), symlink("python/a/b/x", "up/../secret")],
+        "a/b/x",
+    ),
+    ("the link stands behind", [DEEP, symlink("python/x", "a/b/up/../secret"), symlink("python/a/b/up", "../..")], "x"),
+    (
+        "through two links",
+        [DEEP, symlink("python/a/up", ".."), symlink("python/a/b/c/y", "../../up"), symlink("python/a/z", "b/c/y/..")],
+        "a/z",
+    ),
+    (
+        "behind an empty part",
+        [DEEP, symlink("python/a/up", ".."), symlink("python/a/b/x", "../up//../secret")],
+        "a/b/x",
+    ),
+    ("behind a dot", [DEEP, symlink("python/a/up", ".."), symlink("python/a/b/x", ".././up/../secret")], "a/b/x"),
+]
+
+
 @pytest.mark.processes
 class TestUnpacking:
     def test_files_and_links_are_unpacked_without_special_bits(self, tmp_path: Path) -> None:
@@ -406,6 +517,36 @@ class TestUnpacking:
         assert done.code == 1
         assert says in done.out
         assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+    def test_a_link_may_lead_up_as_far_as_the_folder_and_through_another_link(self, tmp_path: Path) -> None:
+        members = [
+            FILE,
+            symlink("python/bin/python3", "python3.12"),
+            symlink("python/share/man/n/x.1", "../../../bin/python3.12"),
+            symlink("python/share/up", ".."),
+            symlink("python/top", "share/up/bin/./python3"),
+        ]
+        assert unpacked(tmp_path, archive(tmp_path / "a", *members)).code == 0
+        out = tmp_path / "out"
+        assert (out / "share/man/n/x.1").read_bytes() == b"binary"
+        assert (out / "top").resolve() == out / "bin/python3.12"
+
+    @pytest.mark.parametrize(("members", "leads"), [row[1:] for row in AROUND], ids=[row[0] for row in AROUND])
+    def test_a_link_that_goes_up_behind_another_link_is_refused_for_it_leads_out(
+        self, members: list[tuple[str, dict[str, Any], bytes]], leads: str, tmp_path: Path
+    ) -> None:
+        """The links themselves, as tar would make them, show that each of these archives is one that leads out."""
+        digest = archive(tmp_path / "a", *members)
+        (tmp_path / "secret").write_text("not of the archive")
+        made = tmp_path / "made"
+        for name, fields, _ in members:
+            path = made / name.removeprefix("python/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(fields["linkname"]) if "linkname" in fields else path.mkdir()
+        assert not (made / leads).resolve().is_relative_to(made)
+        done = unpacked(tmp_path, digest)
+        assert (done.code, "leads out of it" in done.out) == (1, True)
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "secret", "made"}
 
     def test_another_file_is_refused_before_it_is_opened(self, tmp_path: Path) -> None:
         archive(tmp_path / "a", FILE)

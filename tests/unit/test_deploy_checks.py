@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.config import load_cluster, load_profile, load_stack
+from core.config import CONFIG, load_cluster, load_profile, load_stack
 from core.errors import FactsError
 from core.facts import NodeFacts, parse
 from core.findings import Severity
@@ -24,6 +24,7 @@ from deploy.page import as_data, case_of, page
 from tests.unit.samples import TABLES, capture, cpu, lab_facts, local, manifest, spark_captures, tiny
 
 ROWS: list[dict[str, Any]] = json.loads((TABLES / "doctor_checks.json").read_text())
+QWEN = json.loads((CONFIG / "models" / "Qwen2.5-32B-Instruct.json").read_text())
 SECOND = {"gx10-beee": "c0a8:640a", "gx10-c6fb": "c0a8:640e"}
 
 
@@ -155,6 +156,37 @@ def test_nodes_with_different_commits_of_one_model_are_told_whatever_the_hub_cal
             ),
         )
     ]
+
+
+def test_a_model_that_is_there_is_not_arriving_while_another_commit_does() -> None:
+    row = next(row for row in ROWS if row["title"] == "a model that still arrives")
+    there = {"model": {"out": "model.safetensors 5\n"}}
+    found = diagnose(case(sparks({**row, "change": {**row["change"], **there}})))
+    assert [one for one in found if one.check == "model"] == []
+
+
+def test_a_rank_of_ours_that_its_unit_still_holds_is_named_on_the_gpu() -> None:
+    row = next(row for row in ROWS if row["title"] == "a rank of ours lives on")
+    ours = {"pid": 577729, "start": 9, "user": 1000, "unit": "sparkstack-ray-worker.service", "command": "ray::Worker"}
+    line = json.dumps({**ours, "ports": [], "top": 577729, "loose": True, "starter": "1 systemd"})
+    found = diagnose(case(sparks({**row, "change": {**row["change"], "ours": {"out": line}}})))
+    assert [line[:2] for line in shown(found)] == [tuple(line[:2]) for line in row["finds"]]
+
+
+@pytest.mark.parametrize("files", [{}, {"model": {"out": "model.safetensors 65527752704\n"}}])
+def test_a_model_of_a_kind_that_is_not_counted_has_nothing_to_be_done(files: dict[str, Any]) -> None:
+    config = {"file": ["/m/config.json", json.dumps({**QWEN, "num_experts": 8})]}
+    found = diagnose(case(sparks({"node": "both", "change": {"model_config": config, **files}})))
+    assert [(one.check, one.finding.next_move) for one in found] == [
+        ("model known", "nothing is to do: models of this kind are not counted (docs/doctor.md)")
+    ] * 2
+
+
+def test_a_gpu_with_memory_of_its_own_makes_no_finding_of_memory() -> None:
+    change = {"gpus": {"replace": [["GB10, 12.1", "H100 80GB HBM3, 9.0"]]}}
+    memory = {"meminfo": {"replace": [["MemAvailable:  120663372", "MemAvailable:    9000000"]]}}
+    found = diagnose(case(sparks({"node": "both", "change": {**change, **memory}})))
+    assert {one.check for one in found} == {"GPU"}
 
 
 def test_a_worker_that_was_started_anew_is_missed_by_its_service() -> None:

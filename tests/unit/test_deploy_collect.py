@@ -131,8 +131,6 @@ def test_a_release_goes_whole_with_what_belongs_to_it_and_others_stay(tmp_path: 
         (tmp_path / "releases" / name / "venv").mkdir(parents=True)
         (tmp_path / "releases" / name / "complete.json").write_text("{}")
         (tmp_path / "signed" / name).mkdir(parents=True)
-        (tmp_path / "wheels").mkdir(exist_ok=True)
-        (tmp_path / "wheels" / f"{name}.sha256").write_text("")
     seen = node({"history": "abc", "current": "c"})
     steps = [step for step in plan_collect(cluster, {"lab-a": seen, "lab-b": seen}).steps if step.node == "lab-a"]
     assert [step.title for step in steps] == ["remove a", "free what only the removed releases had of the cache"]
@@ -141,8 +139,22 @@ def test_a_release_goes_whole_with_what_belongs_to_it_and_others_stay(tmp_path: 
             assert isinstance(step, Run)
             run(step.argv)
         assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == [
-            *("releases/b", "releases/c", "signed/b", "signed/c", "wheels/b.sha256", "wheels/c.sha256")
+            *("releases/b", "releases/c", "signed/b", "signed/c")
         ]
+
+
+@pytest.mark.processes
+def test_what_was_signed_goes_before_the_release_after_which_nobody_would_ask_for_it(tmp_path: Path) -> None:
+    cluster = local().model_copy(update={"root": tmp_path})
+    (tmp_path / "releases" / "a").mkdir(parents=True)
+    (tmp_path / "releases" / "a" / "complete.json").mkdir()  # rm -f refuses a folder: it ends there
+    (tmp_path / "signed" / "a").mkdir(parents=True)
+    seen = node({"history": "abc", "current": "c"})
+    step = next(plan_collect(cluster, {"lab-a": seen, "lab-b": seen}).steps)
+    assert isinstance(step, Run)
+    assert run(step.argv, check=False).code
+    assert (tmp_path / "releases" / "a").exists()
+    assert not (tmp_path / "signed" / "a").exists()
 
 
 @pytest.mark.processes

@@ -22,7 +22,8 @@ from core.parsers import Unit
 from core.plan import Run
 from core.process import Completed
 from core.surroundings import OurProcess
-from deploy.care.fix import Target, end_argv, plan_fix, targets
+from core.units import stop_argv
+from deploy.care.fix import end_argv, plan_fix
 from deploy.checks.case import Case
 from deploy.page import case_of
 from tests.unit.samples import cpu, lab_facts, local, tiny, unit
@@ -54,9 +55,9 @@ def with_ours(seen: NodeFacts, ours: tuple[OurProcess, ...], units: tuple[Unit, 
     return replace(seen, condition=condition, units={one.name: one for one in units})
 
 
-def commands(found: Case, only: frozenset[Target] | None = None) -> list[tuple[str, ...]]:
-    steps = [step for step in plan_fix(found, only).steps if isinstance(step, Run)]
-    assert len(steps) == len(list(plan_fix(found, only).steps))
+def commands(found: Case) -> list[tuple[str, ...]]:
+    steps = [step for step in plan_fix(found).steps if isinstance(step, Run)]
+    assert len(steps) == len(list(plan_fix(found).steps))
     return [(step.node, *step.argv[:1], *step.argv[4:]) for step in steps]
 
 
@@ -67,7 +68,6 @@ def test_what_is_well_needs_nothing() -> None:
 def test_a_family_of_which_one_holds_a_port_is_ended_whole() -> None:
     found = case(LEFT, replace(CHILD, top=4711))
     assert commands(found) == [("lab-b", "python3", "10", "4711:99", "4712:100")]
-    assert targets(found) == {("lab-b", 4711, 99), ("lab-b", 4712, 100)}
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,19 @@ def test_a_family_of_which_one_holds_a_port_is_ended_whole() -> None:
         ("its starter lives", replace(LEFT, loose=False), ()),
         ("its unit runs", replace(LEFT, unit="sparkstack-build-x.service"), (unit("sparkstack-build-x"),)),
         ("its unit ends now", replace(LEFT, unit="sparkstack-a.service"), (unit("sparkstack-a", "deactivating"),)),
+        ("a service of somebody else holds it", replace(LEFT, unit="my-vllm.service"), ()),
+        ("a service of a user holds it", replace(LEFT, unit="user@1000.service"), ()),
         ("its unit was not seen", replace(LEFT, unit="sparkstack-a.service"), ()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_may_be_of_use_is_not_ended(title: str, process: OurProcess, units: tuple[Unit, ...]) -> None:
     assert plan_fix(case(process, units=units)).empty, title
+
+
+@pytest.mark.parametrize("place", ["-", "session-3.scope", "vte-spawn-1.scope"])
+def test_what_no_service_holds_is_ended(place: str) -> None:
+    assert commands(case(replace(LEFT, unit=place))) == [("lab-b", "python3", "10", "4711:99")]
 
 
 def test_a_rank_that_outlived_its_unit_is_ended() -> None:
@@ -97,10 +104,11 @@ def test_nothing_is_ended_while_a_service_runs() -> None:
     assert plan_fix(case_of(local(), cpu(), tiny(), facts)).empty
 
 
-def test_only_what_was_agreed_to_is_ended_and_only_while_it_is_the_same_process() -> None:
+def test_a_plan_names_each_process_with_its_start_so_that_no_later_one_of_that_number_is_ended() -> None:
     found = case(LEFT, replace(CHILD, top=4712, ports=(6380,)))
-    assert commands(found, frozenset({("lab-b", 4712, 100), ("lab-b", 4711, 98)}))[0][2:] == ("10", "4712:100")
-    assert plan_fix(found, frozenset()).empty
+    (step,) = plan_fix(found).steps
+    assert commands(found)[0][2:] == ("10", "4711:99", "4712:100")
+    assert step.title == "end process 4711, process 4712"
 
 
 def test_a_rank_of_a_service_whose_vllm_has_ended_is_stopped_with_its_unit() -> None:
@@ -111,7 +119,7 @@ def test_a_rank_of_a_service_whose_vllm_has_ended_is_stopped_with_its_unit() -> 
     )
     (step,) = plan_fix(found).steps
     assert isinstance(step, Run)
-    assert (step.node, step.argv, step.privileged) == ("lab-b", ("systemctl", "stop", "sparkstack-ray-worker"), True)
+    assert (step.node, step.argv, step.privileged) == ("lab-b", stop_argv(["sparkstack-ray-worker"]), True)
 
 
 def test_logind_is_told_to_leave_the_memory_of_services_alone_where_it_would_take_it() -> None:
@@ -139,6 +147,12 @@ def test_missing_packages_are_installed_by_a_command_that_asks_nothing_and_remov
     assert (error.node, error.evidence) == ("lab-a", "E: Unable to locate package libnuma1")
 
 
+def test_headers_of_a_python_that_the_node_does_not_have_from_debian_are_not_installed() -> None:
+    found = case(packages=frozenset({"libgomp1", "libnuma1"}))
+    asks = replace(found, stack=found.stack.model_copy(update={"packages": ("libgomp1", "python3.13-dev")}))
+    assert plan_fix(asks).empty
+
+
 @given(
     ours=st.lists(
         st.builds(
@@ -146,7 +160,7 @@ def test_missing_packages_are_installed_by_a_command_that_asks_nothing_and_remov
             pid=st.integers(2, 30),
             start=st.integers(0, 5),
             uid=st.just(1000),
-            unit=st.sampled_from(["-", "session-1.scope", "sparkstack-vllm.service", "docker-1.scope"]),
+            unit=st.sampled_from(["-", "session-1.scope", "sparkstack-vllm.service", "docker-1.scope", "x.service"]),
             command=st.just("x"),
             ports=st.lists(st.integers(1, 3), max_size=1).map(tuple),
             top=st.integers(2, 30),
@@ -160,10 +174,14 @@ def test_missing_packages_are_installed_by_a_command_that_asks_nothing_and_remov
 )
 def test_nothing_is_ever_ended_that_somebody_holds_or_a_unit_runs(ours: list[OurProcess], state: str) -> None:
     found = case(*ours, units=(unit("sparkstack-vllm", state),))
-    ended = {(pid, start) for _, pid, start in targets(found)}
+    ended = {word for command in commands(found) for word in command[3:]}
     for one in ours:
-        if not one.loose or (one.unit.startswith("sparkstack-") and state in ("active", "activating")):
-            assert (one.pid, one.start) not in ended
+        if (
+            not one.loose
+            or one.unit == "x.service"
+            or (one.unit.startswith("sparkstack-") and state in ("active", "activating"))
+        ):
+            assert f"{one.pid}:{one.start}" not in ended
 
 
 @contextmanager

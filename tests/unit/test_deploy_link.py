@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from core import process
 from core.config import load_cluster, load_profile, load_stack
-from core.errors import NodeUnreachable, UnfitNode
+from core.errors import CommandFailed, NodeUnreachable, UnfitNode
+from core.process import Completed
 from deploy.care import linkend
-from deploy.care.link import PROGRAM
+from deploy.care.link import PROGRAM, measure
 from deploy.checks.case import Case, Direction
 from deploy.doctor import diagnose
 from deploy.page import as_data, case_of, exit_code, page
@@ -113,6 +115,79 @@ def test_the_largest_packet_is_found_to_the_byte(limit: int, most: int) -> None:
         patch.setattr(linkend, "passes", lambda _source, _target, size: size <= limit)
         wanted = None if limit < linkend.LEAST else min(limit, most)
         assert linkend.largest("a", "b", most) == wanted
+
+
+class Failing:
+    """A node's host that notes what it does, and fails where it is told to."""
+
+    def __init__(self, name: str, *, fails: str = "", says: str = '{"large_out": 38000}') -> None:
+        self.name, self.fails, self.says = name, fails, says
+        self.left: set[str] = set()
+        self.closed = False
+
+    def _do(self, what: str) -> None:
+        if self.fails == what:
+            raise CommandFailed(f"{what} went wrong", node=self.name, next_move="look")
+
+    def write(self, path: PurePosixPath, content: str, *, mode: int) -> None:
+        assert (len(content), mode) == (64, 0o600)
+        self.left.add(str(path))
+        self._do("write")
+
+    def run(self, argv: tuple[str, ...], **_: Any) -> Completed:
+        if argv[0] == "rm":
+            self.left -= set(argv)
+            self._do("rm")
+            return Completed(argv, 0, "")
+        what = "measure" if "measure" in argv else "packets"
+        self._do(what)
+        return Completed(argv, 0, self.says if what == "measure" else '{"largest": 1500}')
+
+    def hold(self, _: tuple[str, ...]) -> Failing:
+        self._do("hold")
+        return self
+
+    def line(self) -> str:
+        self._do("line")
+        return '{"port": 7}'
+
+    def close(self) -> None:
+        self.closed = True
+        self._do("close")
+
+
+def directions(here: Failing, there: Failing) -> tuple[Direction, ...]:
+    return measure(load_cluster("spark"), {HERE: here, THERE: there}, spark_captures().parsed())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("where", "fails"),
+    [
+        *((HERE, fails) for fails in ("packets", "write", "measure", "rm")),
+        *((THERE, fails) for fails in ("packets", "write", "hold", "line", "close", "rm")),
+    ],
+)
+def test_a_measurement_that_fails_is_a_finding_and_leaves_no_secret_behind(where: str, fails: str) -> None:
+    here, there = (Failing(name, fails=fails if name == where else "") for name in (HERE, THERE))
+    got = directions(here, there)
+    assert (here.left, there.left) == (set(), set())
+    assert there.closed == (fails in {"line", "measure", "close", "rm"})
+    assert [(one.sender, one.receiver) for one in got] == [(HERE, THERE), (THERE, HERE)]
+    assert [one.error for one in got] == [f"{where}: {fails} went wrong"] * 2
+    assert ("measured way", "problem", f"the fabric to {THERE} could not be measured: {got[0].error}") in found(got[0])
+
+
+@pytest.mark.parametrize("says", ["", "[]", "5", "[" * 100_000, "no"])
+def test_an_answer_that_is_none_is_an_error_in_words(says: str) -> None:
+    (one, _) = directions(Failing(HERE, says=says), Failing(THERE))
+    assert one.error == f"{HERE}: the measuring program answered something else than it should"
+    assert one.largest == 1500
+
+
+def test_numbers_that_are_none_and_words_that_move_the_cursor_do_not_reach_the_page() -> None:
+    said = json.dumps({"large_out": "fast", "small_out": 5, "error": "a\nb\x1b"})
+    (one, _) = directions(Failing(HERE, says=said), Failing(THERE))
+    assert (one.large, one.small, one.error) == (None, 5, "a b ")
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
+import threading
 import urllib.request
 from collections import namedtuple
 from collections.abc import Iterator
@@ -243,6 +246,75 @@ class TestFaults:
         assert (error.kind, "517 kB are still to come and 1 kB are free" in error.cause) == ("disk", True)
         assert not node.cdn.asked
 
+    def test_what_is_there_twice_makes_room_once(self, node: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        node.target.mkdir(parents=True)
+        blobs = files.staging_of(node.target) / "blobs"
+        blobs.mkdir(parents=True)
+        for path in (node.target / LARGE, blobs / f"sha256-{sha256(FILES[LARGE])}"):
+            path.write_bytes(FILES[LARGE])
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+        assert refused(node.told()).cause.startswith("210 kB are still to come")
+
+    @pytest.mark.parametrize("fault", [errno.EPERM, errno.EXDEV, errno.EMLINK])
+    def test_a_good_file_that_cannot_be_linked_is_copied(
+        self, node: Running, monkeypatch: pytest.MonkeyPatch, fault: int
+    ) -> None:
+        node.target.mkdir(parents=True)
+        (node.target / LARGE).write_bytes(FILES[LARGE])
+        real = os.link
+
+        def link(source: Path, target: Path) -> None:
+            if Path(source).is_relative_to(node.target):
+                raise OSError(fault, os.strerror(fault), str(source))
+            real(source, target)
+
+        monkeypatch.setattr(os, "link", link)
+        fetch.fetch(node.told())
+        assert node.arrived() == FILES
+        assert not [asked for asked in node.cdn.asked if LARGE in asked.path]
+
+    @pytest.mark.parametrize("there", ["http://127.0.0.1:abc/x", "http://[bad/x", f"http://{'x' * 70}.example/"])
+    def test_a_redirect_to_something_that_is_no_address_is_refused(self, node: Running, there: str) -> None:
+        node.server.fail(f"/resolve/.*{LARGE}", status(302, Location=there), times=9)
+        error = refused(node.told())
+        assert (error.kind, error.next_move) == ("hub", "check HF_ENDPOINT")
+        assert error.cause.startswith("127.0.0.1 leads to something that is no address: ")
+
+    def test_of_the_address_of_the_next_page_only_the_cursor_counts(self, node: Running) -> None:
+        def odd(reply: Reply) -> Reply:
+            link = reply.headers["Link"]
+            return replace(reply, headers={**reply.headers, "Link": f"<http://[bad/x?{link.partition('?')[2]}"})
+
+        node.server.fail("/tree/", odd)
+        fetch.fetch(node.told())
+        assert node.arrived() == FILES
+
+    def test_who_fetches_a_model_that_another_fetch_brings_is_told_so(
+        self, node: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files, "PATIENCE", 0.05, raising=False)
+        asked, go = threading.Event(), threading.Event()
+
+        def waits(reply: Reply) -> Reply:
+            asked.set()
+            go.wait(20)
+            return reply
+
+        node.server.fail("/revision/", waits)
+        first = threading.Thread(target=fetch.fetch, args=(node.told(),))
+        first.start()
+        try:
+            assert asked.wait(20)
+            error = refused(node.told(revision=COMMIT))
+        finally:
+            go.set()
+            first.join()
+        assert (error.kind, error.cause) == ("busy", f"another fetch brings {node.target} just now")
+        assert len(node.server.paths("/revision/")) == 1
+        assert node.arrived() == FILES
+        assert [path.name for path in node.models.iterdir()] == ["Tiny"]
+
     def test_a_full_disk_is_named(self, node: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device", "part")
@@ -298,7 +370,10 @@ class TestAccess:
         told = node.told(environment={"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example"})
         assert "in the clear" in refused(told).cause
 
-    @pytest.mark.parametrize("address", ["file:///etc", "ftp://hub.example", "hub.example", "https://"])
+    @pytest.mark.parametrize(
+        "address",
+        ["file:///etc", "ftp://hub.example", "hub.example", "https://", "https://h:abc", "https://[h", "https://h:0"],
+    )
     def test_an_endpoint_is_an_address_of_the_web(self, node: Running, address: str) -> None:
         assert "no address of a hub" in refused(node.told(environment={"HF_ENDPOINT": address})).cause
 
@@ -380,9 +455,61 @@ class TestFolder:
         fetch.fetch({**told, "target": str(tmp_path), "environment": {}})
         assert files.read_manifest(tmp_path)["files"] == [{"path": "config.json", "size": 2, "sha256": sha256(b"{}")}]
 
+    @pytest.mark.parametrize("late", [b"longer", b"", None])
+    def test_a_folder_that_changes_after_it_was_listed_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bytes | None
+    ) -> None:
+        told = _copied(tmp_path)
+        real = hubs.folder_listing
+
+        def listed(folder: Path) -> hubs.Listing:
+            found = real(folder)
+            if late is None:
+                (folder / "config.json").unlink()
+            else:
+                (folder / "config.json").write_bytes(late)
+            return found
+
+        monkeypatch.setattr(hubs, "folder_listing", listed)
+        error = refused(told)
+        assert (error.kind, error.cause) == ("absent", "config.json has changed meanwhile")
+
+    def test_a_file_that_grows_while_it_is_copied_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "copyfile", lambda _, part: part.write_bytes(b"longer"))
+        assert refused(_copied(tmp_path)).kind == "absent"
+
+    def test_a_copy_needs_room_for_all_of_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        told = _copied(tmp_path)
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+        error = refused(told)
+        assert (error.kind, error.cause.startswith("307 kB are still to come")) == ("disk", True)
+
+    def test_what_an_earlier_run_copied_is_copied_again(self, tmp_path: Path) -> None:
+        told = _copied(tmp_path)
+        target = Path(told["target"])
+        blobs = files.staging_of(target) / "blobs"
+        blobs.mkdir(parents=True)
+        for entry in hubs.folder_listing(Path(told["folder"])).files:
+            (blobs / entry.key).write_bytes(b"?" * entry.size)
+        fetch.fetch(told)
+        assert (target / "model.safetensors").read_bytes() == FILES[LARGE]
+
     def test_a_folder_without_a_model_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(Refused, match="there is no model in"):
             hubs.folder_listing(tmp_path)
+
+
+def _copied(folder: Path) -> dict[str, Any]:
+    """Make a model in a folder; return the request to take it from there."""
+    source = folder / "downloaded"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "model.safetensors").write_bytes(FILES[LARGE])
+    told = {"hub": "folder", "repository": REPOSITORY, "revision": "main", "folder": str(source)}
+    return {**told, "target": str(folder / "models" / "Tiny"), "environment": {}}
 
 
 NAMES = st.one_of(

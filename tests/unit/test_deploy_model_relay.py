@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import os
 import shutil
 import threading
 import time
@@ -19,6 +21,7 @@ from deploy.models.onnode import files, offer, take, verify
 from deploy.onnode import calling, common, serving
 from deploy.onnode.common import Refused
 from tests.unit.modelhub import FILES, sha256
+from tests.wheels.indexes import free_port
 
 SECRET = "5c" * 32
 LARGE = "model-00001-of-00002.safetensors"
@@ -178,6 +181,66 @@ class TestPull:
         (source / LARGE).write_bytes(b"short")
         assert refused(link.to(target)).kind == "network"
 
+    @pytest.mark.parametrize("fault", [errno.EPERM, errno.EXDEV, errno.EMLINK])
+    def test_a_good_file_that_cannot_be_linked_is_copied(
+        self, link: Link, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+    ) -> None:
+        shutil.copytree(source, target)
+        real = os.link
+
+        def refusing(one: Path, other: Path) -> None:
+            if Path(one).is_relative_to(target):
+                raise OSError(fault, os.strerror(fault), str(one))
+            real(one, other)
+
+        monkeypatch.setattr(os, "link", refusing)
+        take.take(link.to(target))
+        assert content(target) == content(source)
+        assert link.asked == []
+
+    def test_who_takes_a_model_that_another_run_brings_is_told_so(
+        self, link: Link, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files, "PATIENCE", 0.05)
+        with files.held(target):
+            assert refused(link.to(target)).kind == "busy"
+        assert link.asked == []
+
+    def test_what_is_there_of_a_file_is_looked_up_once(
+        self, link: Link, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked: list[str] = []
+        real = take.Arrival.missing
+
+        def missing(self: take.Arrival) -> list[int]:
+            looked.append(self.entry.path)
+            return real(self)
+
+        monkeypatch.setattr(take.Arrival, "missing", missing)
+        take.take(link.to(target))
+        assert sorted(looked) == sorted(FILES)
+
+    def test_an_offer_stays_while_who_takes_it_hashes_what_is_there(
+        self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(serving, "IDLE", 0.3)
+        monkeypatch.setattr(calling, "BEAT", 0.02, raising=False)
+        shutil.copytree(source, target)
+        (target / "config.json").write_bytes(b"x" * len(FILES["config.json"]))
+        real = common.digests
+
+        def slow(*told: Any) -> dict[str, str]:
+            time.sleep(0.5)
+            return real(*told)
+
+        told = {"address": "127.0.0.1", "port": free_port(), "secret": SECRET, "folder": str(source)}
+        offered = threading.Thread(target=offer.serve, args=(told,))
+        offered.start()
+        monkeypatch.setattr(common, "digests", slow)
+        take.take({**told, "folder": str(target)})
+        offered.join()
+        assert content(target) == content(source)
+
     def test_a_server_that_is_gone_is_given_up(self, target: Path) -> None:
         told = {"address": "127.0.0.1", "port": 9, "secret": SECRET, "folder": str(target)}
         assert refused(told).kind == "network"
@@ -195,6 +258,24 @@ class TestSecret:
         connection.request("GET", path, headers={"Range": "bytes=0-1"})
         assert (connection.getresponse().status, link.asked) == (403, [])
         connection.close()
+
+    @pytest.mark.parametrize("code", ["", "00" * 32, "\xe9"])
+    def test_who_has_none_keeps_no_offer_open(self, source: Path, code: str) -> None:
+        told = {"address": "127.0.0.1", "port": 0, "secret": SECRET, "folder": str(source)}
+        offered = offer.served(told)
+        offered.last -= 1000
+        with serving.server(told, offered) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+            connection.request("GET", "/manifest", headers={serving.CODE: code})
+            assert connection.getresponse().status == 403
+            assert offered.idle > 900
+            connection.close()
+            caller = calling.Caller({**told, "port": server.server_port})
+            caller.manifest()
+            assert offered.idle < 900
+            caller.close()
+            server.shutdown()
 
     def test_a_code_is_good_for_its_own_request_only(self, link: Link) -> None:
         code = serving.code_of(SECRET, b"/file/0", b"bytes=0-1")

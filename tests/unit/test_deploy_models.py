@@ -13,14 +13,14 @@ import pytest
 
 import tasks
 from core.config import ROOT, Profile, load_cluster, load_profile
-from core.errors import CommandFailed, ModelRefused, RegistryRefused, UnfitNode, UsageError
+from core.errors import CommandFailed, LockHeld, ModelRefused, RegistryRefused, UnfitNode, UsageError
 from core.facts import NodeFacts, parse
 from core.host import Host
 from core.plan import Job, Plan, Poll, Write, as_data, as_text, command_of
 from core.process import Completed
 from core.question import MODEL_MANIFEST, Question, probe_request
 from deploy.models import keeping
-from deploy.models.fetching import HUBS, PORT, SERVER, UNIT, Wanted, failure, plan_fetch, wanted
+from deploy.models.fetching import HUBS, PACKAGES, PORT, SERVER, UNIT, Wanted, failure, plan_fetch, wanted
 from deploy.models.onnode import take
 from deploy.models.onnode.files import MANIFEST
 from tests.unit.modelhub import COMMIT, OLDER, REPOSITORY
@@ -195,6 +195,15 @@ class TestSecrets:
         environ = {"https_proxy": own, "HTTP_PROXY": "http://proxy:3128", "no_proxy": "localhost"}
         assert dict(asked(environ=environ).environment) == {"HTTP_PROXY": "http://proxy:3128", "no_proxy": "localhost"}
 
+    @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"])
+    def test_it_is_left_out_by_each_of_its_names(self, name: str) -> None:
+        environ = {name: "http://127.0.0.1:3128", "no_proxy": "127.0.0.1"}
+        assert dict(asked(environ=environ).environment) == {"no_proxy": "127.0.0.1"}
+
+    def test_an_address_that_is_none_is_passed_on_as_it_is(self) -> None:
+        environ = {"https_proxy": "http://[::1:3128"}
+        assert dict(asked(environ=environ).environment) == environ
+
 
 class TestWanted:
     def test_the_profiles_own_model_goes_where_it_is_served_from_at_its_revision(self) -> None:
@@ -226,7 +235,13 @@ class TestWanted:
 class TestFailure:
     @pytest.mark.parametrize(
         ("kind", "error"),
-        [("network", RegistryRefused), ("access", RegistryRefused), ("damaged", ModelRefused), ("disk", UnfitNode)],
+        [
+            ("network", RegistryRefused),
+            ("access", RegistryRefused),
+            ("damaged", ModelRefused),
+            ("disk", UnfitNode),
+            ("busy", LockHeld),
+        ],
     )
     def test_what_the_script_says_last_is_the_error(self, kind: str, error: type[Exception]) -> None:
         lines = ["3 of 5 GB", json.dumps({"error": kind, "cause": "it is so", "next": "do this"})]
@@ -269,13 +284,14 @@ class FakeHost:
     def __init__(self, name: str, out: str, code: int = 0) -> None:
         self.name, self._out, self._code = name, out, code
         self.argv: tuple[str, ...] = ()
+        self.pushed: list[PurePosixPath] = []
 
     def run(self, argv: tuple[str, ...], **_: Any) -> Completed:
         self.argv = argv
         return Completed(argv, self._code, self._out)
 
-    def push(self, *_: Any) -> None:
-        pass
+    def push(self, _: object, place: PurePosixPath, *__: Any) -> None:
+        self.pushed.append(place)
 
 
 GOOD = '3 MB of 5 MB\n{"files": 2, "bytes": 5000010, "damaged": [], "missing": []}\n'
@@ -288,7 +304,7 @@ def verified(**answers: tuple[str, int]) -> list[dict[str, Any]]:
         for name, answer in answers.items()
     }
     found = list(keeping.kept_models(facts("lab-a", "lab-b")))
-    return keeping.verify(local(), hosts, found, lambda _: None)  # type: ignore[arg-type]
+    return keeping.verify(local(), tiny(), hosts, found, lambda _: None)  # type: ignore[arg-type]
 
 
 class TestKept:
@@ -312,7 +328,35 @@ class TestKept:
             verified(lab_a=(GOOD, 0), lab_b=(BAD, 1))
         assert caught.value.node == "lab-b"
         assert "damaged files: 1, missing: 1, the first: w" in caught.value.cause
-        assert caught.value.next_move == f"invoke model.fetch {REPOSITORY} --again --cluster local"
+        assert caught.value.next_move == (
+            f"invoke model.fetch {REPOSITORY} --revision main --from huggingface --again --cluster local --profile tiny"
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"hub": "modelscope", "revision": "v1"}, "--revision v1 --from modelscope --again"),
+            ({"hub": "folder"}, "--revision main --from /FOLDER --again"),
+            ({"repository": "", "hub": "", "revision": ""}, "invoke model.fetch REPOSITORY --again --cluster"),
+        ],
+    )
+    def test_what_mends_it_brings_the_same_from_where_it_came(self, changes: dict[str, str], says: str) -> None:
+        found = list(keeping.kept_models(facts("lab-a", **changes)))
+        hosts: Any = {"lab-a": FakeHost("lab-a", BAD, 1)}
+        with pytest.raises(ModelRefused) as caught:
+            keeping.verify(local(), tiny(), hosts, found, lambda _: None)
+        assert says in caught.value.next_move
+        in_words = caught.value.next_move.endswith(", where /FOLDER is the folder on the node that it was taken from")
+        assert in_words == (changes["hub"] == "folder")
+
+    def test_the_scripts_go_to_a_node_once_for_all_its_models(self) -> None:
+        seen = facts("lab-a")
+        seen["lab-a"] = replace(seen["lab-a"], models={"/m/a": manifest(), "/m/b": manifest(), "/m/c": manifest()})
+        host = FakeHost("lab-a", GOOD)
+        hosts: Any = {"lab-a": host}
+        found = list(keeping.kept_models(seen))
+        assert len(keeping.verify(local(), tiny(), hosts, found, lambda _: None)) == 3
+        assert host.pushed == [PurePosixPath(f"/opt/sparkstack/tools/{one.replace('.', '/')}") for one in PACKAGES]
 
     def test_a_manifest_that_cannot_be_read_is_one_too(self) -> None:
         line = json.dumps({"error": "damaged", "cause": "the manifest is damaged", "next": "x"})
@@ -333,7 +377,8 @@ class TestKept:
         seen = facts()
         seen["lab-a"] = replace(seen["lab-a"], models={incoming: manifest(partial=True, files=[])})
         assert "arriving" in keeping.table(list(keeping.kept_models(seen)))
-        assert keeping.verify(local(), {}, list(keeping.kept_models(seen)), lambda _: None) == []  # type: ignore[arg-type]
+        hosts: Any = {}
+        assert keeping.verify(local(), tiny(), hosts, list(keeping.kept_models(seen)), lambda _: None) == []
         found = keeping.plan_remove(local(), tiny(), REPOSITORY, seen)
         assert [command_of(step) for step in found.steps] == [f"rm -rf -- {incoming}"]
         assert "fetch" in stages(plan(asked(), seen))
@@ -358,8 +403,8 @@ class TestDocs:
     TEXT = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
     def test_hubs_and_their_variables_are_listed(self) -> None:
-        rows = re.findall(r"^\| `([a-z]+)` \| .* \| `(\w+)`, `(\w+)` \|$", self.TEXT, flags=re.MULTILINE)
-        assert {name: variables for name, *variables in rows} == {name: [one[0], one[-1]] for name, one in HUBS.items()}
+        rows = re.findall(r"^\| `([a-z]+)` \|[^|]*\|([^|]*)\|$", self.TEXT, flags=re.MULTILINE)
+        assert {name: tuple(re.findall(r"`(\w+)`", cell)) for name, cell in rows} == HUBS
 
     def test_commands_names_and_the_port_are_those_that_are(self) -> None:
         assert set(re.findall(r"invoke (model\.\w+)", self.TEXT)) <= set(tasks.ns.task_names)

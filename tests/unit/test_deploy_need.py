@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.config import CONFIG, Profile, load_profile
 from core.facts import NodeFacts
-from deploy.need import CPU_WORK, GIB, GPU_WORK, PROCESSES, flag, need_of, unified, utilization
+from deploy.need import CPU_WORK, GIB, GPU_WORK, PROCESSES, flag, judged, need_of, unified, utilization, whole_number
 from deploy.shape import Shape, kv_bytes_a_token, largest_stage, read_shape
 from tests.unit.samples import lab_facts, spark_captures, tiny
 
@@ -32,12 +32,16 @@ def qwen(**changes: Any) -> Profile:
     return load_profile("qwen2.5-32b").model_copy(update=changes)
 
 
+def alone() -> Profile:
+    return qwen(pipeline_parallel=1)
+
+
 def spark(**changes: Any) -> NodeFacts:
     return replace(spark_captures().parsed()["gx10-beee"], **changes)
 
 
 def test_qwens_parameters_are_counted_to_the_last_one() -> None:
-    assert shape().parameters * 2 == WHOLE_FILE
+    assert largest_stage(shape(), alone()) * 2 == WHOLE_FILE
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_parameters_of_plain_models_are_those_that_the_hub_names(
         vocab_size=words,
         tie_word_embeddings=tied,
     )
-    assert found.parameters == parameters
+    assert largest_stage(found, alone()) == parameters
 
 
 def test_the_guides_rank_has_30_5_gib_of_weights() -> None:
@@ -94,17 +98,15 @@ def test_a_token_takes_a_key_and_a_value_a_layer_and_head() -> None:
 
 def test_the_largest_stage_has_the_layer_that_is_left_over_and_one_end() -> None:
     whole, half = (largest_stage(shape(), qwen(pipeline_parallel=stages)) for stages in (1, 2))
-    assert whole == (shape().parameters, 64)
-    assert half == (32 * shape().layer + shape().embedding + 5120, 32)
-    assert largest_stage(shape(num_hidden_layers=65), qwen())[1] == 33
-    sliced = largest_stage(shape(), qwen(pipeline_parallel=1, tensor_parallel=2))
-    assert sliced == (shape().parameters // 2, 64)
+    assert whole == 64 * shape().layer + 2 * shape().embedding + 5120
+    assert half == 32 * shape().layer + shape().embedding + 5120
+    assert largest_stage(shape(num_hidden_layers=65), qwen()) == half + shape().layer
+    assert largest_stage(shape(), qwen(pipeline_parallel=1, tensor_parallel=2)) == whole // 2
 
 
 def test_one_embedding_for_both_ends_is_counted_once() -> None:
     tied = shape(tie_word_embeddings=True)
-    assert shape().parameters - tied.parameters == tied.embedding
-    assert largest_stage(tied, qwen(pipeline_parallel=1))[0] == tied.parameters
+    assert largest_stage(shape(), alone()) - largest_stage(tied, alone()) == tied.embedding
 
 
 def test_weights_are_those_of_the_files_where_these_are_more_than_is_counted() -> None:
@@ -146,6 +148,61 @@ def test_only_a_gpu_in_the_machines_own_memory_shares_it() -> None:
     assert not unified(lab_facts()["lab-a"])
 
 
+def test_a_gpu_with_memory_of_its_own_is_not_judged() -> None:
+    own = spark(gpus=(replace(spark().gpus[0], capability="9.0"),), model_files={"a.safetensors": WHOLE_FILE})
+    need = need_of(qwen(), shape(), own)
+    assert (need.inside, need.total, need.tokens, need.claim) == (None, None, None, None)
+    assert not judged(own)
+    assert judged(spark())
+    assert judged(lab_facts()["lab-a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("4096", 4096),
+        ("32k", 32_000),
+        ("25.6k", 25_600),
+        ("32K", 32_768),
+        ("1.5K", None),
+        ("1m", 10**6),
+        ("2M", 2**21),
+        ("1G", 2**30),
+        ("1.5", None),
+        ("auto", None),
+        ("-1", None),
+        ("", None),
+        ("k", None),
+        ("9" * 5000, None),
+        ("٣", None),
+    ],
+)
+def test_a_number_is_read_as_vllm_reads_it(text: str, number: int | None) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("flags", "tokens"),
+    [
+        (("--max-model-len", "4096"), 4096),
+        (("--max-model-len", "8k"), 8000),
+        (("--max-model-len=8K",), 8192),
+        (("--max-model-len", "auto"), 32_768),
+        ((), 32_768),
+    ],
+)
+def test_a_sequence_is_as_long_as_the_profile_says_or_the_model_takes(flags: tuple[str, ...], tokens: int) -> None:
+    assert need_of(qwen(flags=flags), shape(), spark()).kv_cache == tokens * 131_072
+
+
+def test_a_sequence_of_which_nobody_says_the_length_has_4096_tokens() -> None:
+    assert need_of(qwen(flags=()), shape(max_position_embeddings=None), spark()).kv_cache == 4096 * 131_072
+
+
+def test_what_the_profile_gives_the_kv_cache_is_read_in_short_too() -> None:
+    assert need_of(qwen(flags=("--kv-cache-memory-bytes", "1G")), shape(), spark()).kv_cache == GIB
+
+
 @pytest.mark.parametrize(
     ("flags", "value"),
     [
@@ -174,6 +231,7 @@ def test_types_of_numbers_follow_the_flags() -> None:
     assert plain.kv_token == 2 * fp8.kv_token
     assert plain.weights is not None
     assert wide.weights == 2 * plain.weights
+    assert wide.kv_token == 2 * plain.kv_token, "the KV cache has the type of the weights where it has none of its own"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +124,78 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@dataclass
+class System:
+    """What the guard's commands do to a node: the timer, the boot's unit, links; all else only ends well or not."""
+
+    links: dict[str, Any]
+    timer: bool = False
+    broken: set[str] = field(default_factory=set)
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+    seconds: float = 0.0
+    answers_from: float = 0.0
+
+    def run(self, argv: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+        """Do as subprocess.run does."""
+        self.asked.append(argv)
+        bad = argv[0] in self.broken
+        match argv:
+            case ("systemd-run", *_):
+                self.timer = True
+            case ("systemctl", "stop", _):
+                self.timer = False
+            case ("systemctl", "is-active", *_):
+                bad = not self.timer
+            case ("systemctl", "enable", *_):
+                guard.BOOT_LINK.touch()
+            case ("ping", *_):
+                bad = self.seconds < self.answers_from
+        said = json.dumps([{"ifname": name, **one} for name, one in self.links.items()]) if argv[0] == "ip" else ""
+        return subprocess.CompletedProcess(argv, int(bad), said, "it is broken" if bad else "")
+
+    def sleep(self, seconds: float) -> None:
+        """Have the time pass."""
+        self.seconds += seconds
+
+
+@pytest.fixture
+def system(folder: Path, monkeypatch: pytest.MonkeyPatch) -> System:
+    """Have the guard's commands, and its time, be those of a system of the test."""
+    (folder / "units" / "wants").mkdir(parents=True)
+    made = System(links({"fab0": {"mtu": 1500, "addresses": [], "up": True}}))
+    monkeypatch.setattr(guard, "subprocess", SimpleNamespace(run=made.run, TimeoutExpired=subprocess.TimeoutExpired))
+    clock = SimpleNamespace(monotonic=lambda: made.seconds, sleep=made.sleep, time=time.time)
+    monkeypatch.setattr(guard, "time", SimpleNamespace(**vars(clock), strftime=time.strftime, gmtime=time.gmtime))
+    return made
+
+
+def change(folder: Path, name: str = "x", *, how: str = "networkd", mtu: int = 9000) -> dict[str, Any]:
+    """Return a change of one file and one link, as change.json says it."""
+    return {
+        "id": name,
+        "how": how,
+        "files": {str(folder / NAMES[0]): {"content": f"new of {name}", "mode": 0o644}},
+        "links": {"fab0": {"mtu": mtu, "addresses": [], "up": True}},
+        "source": "10.0.0.1",
+        "others": {"b": "10.0.0.2"},
+        "mtu": mtu,
+        "by_hand": False,
+        "final": False,
+        "deadline": 120,
+    }
+
+
+def make(folder: Path, data: dict[str, Any], *words: str) -> None:
+    """Have the guard told of a change, and do as the words say."""
+    (folder / "change.json").write_text(json.dumps(data))
+    for word in words:
+        assert guard.main([word]) == 0
+
+
+def guarded(folder: Path) -> bool:
+    return guard.BOOT_LINK.exists() and (folder / "units" / guard.BOOT_UNIT).exists()
+
+
 def at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "FOLDER", folder)
     monkeypatch.setattr(guard, "UNITS", folder / "units")
@@ -192,10 +269,94 @@ def test_a_second_change_is_not_begun_before_the_first_is_decided(
     assert "waits here to be confirmed already" in capsys.readouterr().out
 
 
-def test_at_the_end_of_the_time_a_confirmed_change_is_left(folder: Path) -> None:
-    (folder / "confirmed.json").write_text('{"change": {"id": "x"}}')
+def test_at_the_end_of_the_time_a_confirmed_change_is_left_and_what_guarded_it_goes(
+    folder: Path, system: System
+) -> None:
+    make(folder, change(folder), "arm", "apply", "confirm")
+    guard._guard_boot()
+    system.timer = True
+    assert guarded(folder)
     assert guard.main(["revert"]) == 0
     assert (folder / "confirmed.json").exists()
+    assert (guarded(folder), system.timer) == (False, False)
+
+
+def test_a_confirmed_change_that_cannot_be_taken_back_at_once_is_taken_back_by_the_timer(
+    folder: Path, system: System
+) -> None:
+    make(folder, change(folder), "arm", "apply", "confirm")
+    assert (guarded(folder), system.timer) == (False, False)
+    system.broken.add("networkctl")
+    assert guard.main(["back", "x"]) == 1
+    assert (guarded(folder), system.timer) == (True, True)
+    assert guard.timer_argv(guard.RETRY) in system.asked
+    system.broken.clear()
+    assert guard.main(["revert"]) == 0
+    assert (guarded(folder), system.timer, state_of(folder)) == (False, False, dict.fromkeys(NAMES))
+    assert not guard._record("pending")
+
+
+def test_a_confirmed_change_that_is_taken_back_leaves_no_timer(folder: Path, system: System) -> None:
+    make(folder, change(folder), "arm", "apply", "confirm")
+    assert guard.main(["back", "x"]) == 0
+    assert (guarded(folder), system.timer, state_of(folder)) == (False, False, dict.fromkeys(NAMES))
+
+
+def test_a_boot_that_cannot_take_a_change_back_leaves_it_to_the_timer(folder: Path, system: System) -> None:
+    make(folder, change(folder, how="netplan"), "arm", "apply")
+    system.timer = False
+    system.broken.add("netplan")
+    assert guard.main(["boot"]) == 1
+    assert (guarded(folder), system.timer) == (True, True)
+    system.broken.clear()
+    assert guard.main(["revert"]) == 0
+    assert (guarded(folder), system.timer, state_of(folder)) == (False, False, dict.fromkeys(NAMES))
+
+
+def test_the_timer_of_a_boot_does_not_wait_for_the_boot() -> None:
+    assert "--timer-property=DefaultDependencies=no" in guard.timer_argv(guard.RETRY)
+
+
+@pytest.mark.parametrize("words", [("revert",), ("boot",), ("back", "y")])
+def test_after_a_second_change_was_taken_back_the_first_is_as_it_was_left(
+    words: tuple[str, ...], folder: Path, system: System
+) -> None:
+    path = folder / NAMES[0]
+    make(folder, change(folder), "arm", "apply")
+    os.utime(path, ns=(1_700_000_000_000_000_123, 1_700_000_000_000_000_123))
+    make(folder, {}, "confirm")
+    make(folder, change(folder, "y"), "arm", "apply")
+    assert path.read_text() == "new of y"
+    assert guard.main(list(words)) == 0
+    assert path.read_text() == "new of x"
+    assert system.asked
+    assert guard._states([str(path)]) == guard._record("confirmed")["written"]
+
+
+def test_only_root_can_hold_the_lock(folder: Path) -> None:
+    (folder / "lock").touch(0o644)
+    for _ in range(2):
+        guard.main(["check"])
+        assert (folder / "lock").stat().st_mode & 0o777 == 0o600
+        (folder / "lock").unlink()
+
+
+@pytest.mark.parametrize(("answers_from", "code"), [(0.0, 0), (guard.SETTLE + 7, 0), (guard.SETTLE + 10, 1)])
+def test_a_node_that_is_ready_at_once_waits_for_one_that_still_settles(
+    answers_from: float, code: int, folder: Path, system: System
+) -> None:
+    make(folder, change(folder, mtu=1500), "arm", "apply")
+    system.answers_from = answers_from
+    assert guard.main(["check"]) == code
+
+
+def test_links_are_looked_at_once_and_only_those_that_are_there_are_configured_anew(system: System) -> None:
+    guard._reload("networkd", {"fab0": {}, "fab1": {}, "fab2": {}})
+    assert system.asked == [
+        ("networkctl", "reload"),
+        ("ip", "-j", "addr"),
+        ("networkctl", "reconfigure", "fab0"),
+    ]
 
 
 def test_what_was_there_before_us_is_what_the_first_change_found() -> None:

@@ -6,10 +6,13 @@ import errno
 import os
 import random
 import re
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,12 @@ from typing import Any
 import pytest
 
 from core import process
-from core.errors import BuildFailed, NodeUnreachable, SparkstackError, UnfitNode, WheelRefused
+from core.errors import BuildFailed, LockHeld, NodeUnreachable, SparkstackError, UnfitNode, WheelRefused
 from core.host import SudoPassword
 from core.local import LocalHost
 from core.process import Conversation
 from deploy import sending
-from deploy.onnode import boot, common, receive, store
+from deploy.onnode import boot, calling, common, receive, serving, store
 from deploy.onnode.store import Store, Wheel
 from deploy.sending import ARGV, Errand, Progress, send
 from tests.unit.modelhub import sha256
@@ -299,6 +302,176 @@ def _changed(monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str) -
     monkeypatch.setattr(sending, "source", source)
 
 
+SHORT = SIZES["one"] - 3
+"""How large a file may grow on a node: the last write of the largest one is a short one, as on a disk that fills up."""
+
+LIMITED = f"import sys\nimport resource\n\nresource.setrlimit(resource.RLIMIT_FSIZE, ({SHORT}, {SHORT}))\n"
+
+
+@pytest.mark.processes
+class TestShortWrite:
+    def test_of_a_push_is_no_whole_file(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        _changed(monkeypatch, "common", "import sys\n", LIMITED)
+        with pytest.raises(UnfitNode, match=r"a: .*File too large"):
+            house.push()
+        assert not house.node("a").whole(house.wheels[0]).exists()
+        monkeypatch.undo()
+        house.push()
+        house.assert_whole("a")
+
+    def test_of_a_relay_is_none_either(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        house.push()
+        _changed(monkeypatch, "common", "import sys\n", LIMITED)
+        with pytest.raises(UnfitNode, match=r"b: .*File too large"):
+            house.relay()
+        assert not house.node("b").whole(house.wheels[0]).exists()
+        monkeypatch.undo()
+        house.relay()
+        house.assert_whole("a", "b")
+
+    def test_goes_on_until_all_of_a_block_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = os.pwrite
+        monkeypatch.setattr(os, "pwrite", lambda file, block, at: real(file, block[:3], at))
+        with (tmp_path / "x").open("w+b", buffering=0) as file:
+            common.write_all(file.fileno(), memoryview(b"0123456789"), 2)
+        assert (tmp_path / "x").read_bytes() == b"\0\x000123456789"
+
+    def test_that_nobody_saw_gets_no_name(self, tmp_path: Path) -> None:
+        place, wheel = Store(tmp_path), Wheel(sha256(b"abcdef"), 6, "x.whl")
+        place.part(wheel).parent.mkdir(parents=True)
+        place.part(wheel).write_bytes(b"abcd")
+        with pytest.raises(common.Refused, match=r"4 of the 6 bytes of x\.whl are on the disk") as caught:
+            place.keep(wheel)
+        assert (caught.value.kind, place.whole(wheel).exists()) == ("disk", False)
+
+
+@pytest.mark.parametrize("fault", [errno.EPERM, errno.EXDEV, errno.EMLINK])
+def test_a_good_file_that_cannot_be_linked_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    place, wheel = Store(tmp_path / "root"), Wheel(sha256(b"abcdef"), 6, "x.whl")
+    foreign = tmp_path / "elsewhere"
+    foreign.write_bytes(b"abcdef")
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        if Path(source).resolve() == foreign:
+            raise OSError(fault, os.strerror(fault), str(source))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    with place.held():
+        place.named(wheel).symlink_to(foreign)
+        assert place.missing([wheel]) == []
+        place.name([wheel])
+    assert place.whole(wheel).read_bytes() == b"abcdef"
+    assert not place.whole(wheel).is_symlink()
+    assert place.named(wheel).samefile(place.whole(wheel))
+    assert not foreign.samefile(place.whole(wheel))
+
+
+@pytest.mark.processes
+class TestListening:
+    def test_at_an_address_that_is_taken_is_no_fault_of_the_disk(self, house: House) -> None:
+        link = {"address": "127.0.0.1", "port": house.port, "secret": SECRET}
+        with (
+            closing(socket.create_server(("127.0.0.1", house.port))),
+            pytest.raises(NodeUnreachable, match=r"a: 127\.0\.0\.1:\d+ cannot be listened at: Address") as caught,
+        ):
+            house.run(house.errand("a", "receive", offer={**link, "takers": ["b"]}))
+        assert "ss -ltnp" in caught.value.next_move
+
+    def test_asks_no_resolver_for_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(socket, "getfqdn", lambda name="": asked.append(name) or "slow.example")
+        with serving.server({"address": "127.0.0.1", "port": 0}, _served(tmp_path)) as made:
+            assert made.server_port == made.socket.getsockname()[1]
+        assert asked == []
+
+
+def _served(folder: Path) -> serving.Served:
+    return serving.Served(receive.Arriving(Store(folder), []), SECRET)
+
+
+@pytest.mark.processes
+def test_a_node_that_is_at_work_says_so_again_and_again_over_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calling, "BEAT", 0.02)
+    served, callers = _served(tmp_path), []
+    real = serving.Handler._empty
+
+    def empty(self: serving.Handler, status: int) -> None:
+        callers.append((status, self.path, self.client_address))
+        real(self, status)
+
+    monkeypatch.setattr(serving.Handler, "_empty", empty)
+    with serving.server({"address": "127.0.0.1", "port": 0}, served) as made:
+        threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
+        link = {"address": "127.0.0.1", "port": made.server_port, "secret": SECRET}
+        with closing(calling.Caller(link)) as caller, calling.at_work(caller, "/here/b"):
+            deadline = time.monotonic() + 20
+            while len(callers) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+        made.shutdown()
+    assert len(callers) >= 3
+    assert len({address for _, _, address in callers}) == 1
+    assert {(status, path) for status, path, _ in callers} == {(200, "/here/b")}
+
+
+class TestAlone:
+    def test_who_comes_second_is_told_what_the_first_one_does(self, tmp_path: Path) -> None:
+        lock = tmp_path / "lock"
+        with common.alone(lock, 5, "one"), pytest.raises(common.Refused, match="two") as caught, _alone(lock, 0.01):
+            pass
+        assert caught.value.kind == "busy"
+
+    def test_who_waited_for_a_file_that_is_removed_has_the_new_one(self, tmp_path: Path) -> None:
+        lock, entered = tmp_path / "lock", []
+
+        def second() -> None:
+            with common.alone(lock, 20, "two"):
+                entered.append(lock.exists())
+
+        with common.alone(lock, 5, "one"):
+            thread = threading.Thread(target=second)
+            thread.start()
+            time.sleep(0.05)
+            lock.unlink()
+        thread.join()
+        assert entered == [True]
+
+
+def _alone(lock: Path, patience: float) -> Any:
+    return common.alone(lock, patience, "two")
+
+
+def test_what_waits_for_a_thread_is_left_undone_where_the_work_fails() -> None:
+    done: list[int] = []
+    began, go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        began.set()
+        go.wait(20)
+
+    def fail() -> None:
+        with common.threads(1) as pool:
+            pool.submit(first)
+            pool.submit(done.append, 1)
+            began.wait(20)
+            threading.Timer(0.05, go.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert done == []
+
+
+@pytest.mark.parametrize(("line", "found"), [('{"a": 1}', {"a": 1}), ("[1]", {}), ("x", {}), ("[" * 100_000, {})])
+def test_a_line_of_a_node_is_an_object_or_nothing(line: str, found: dict[str, Any]) -> None:
+    assert common.said(line) == found
+
+
 @pytest.mark.processes
 def test_a_full_disk_is_said_with_node_and_next_move(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     _changed(monkeypatch, "common", "MARGIN = 1 << 30", "MARGIN = 1 << 60")
@@ -310,7 +483,7 @@ def test_a_full_disk_is_said_with_node_and_next_move(house: House, monkeypatch: 
 @pytest.mark.processes
 def test_a_store_that_another_push_has_is_waited_for(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     _changed(monkeypatch, "store", "PATIENCE = 60.0", "PATIENCE = 0.1")
-    with house.node("a").held(), pytest.raises(SparkstackError, match="another push works on its store"):
+    with house.node("a").held(), pytest.raises(LockHeld, match="another push works on its store"):
         house.push()
     house.push()
     house.assert_whole("a")
@@ -368,7 +541,8 @@ def test_progress_says_how_far_how_fast_and_how_long() -> None:
     for size in (1_000_000, 199_000_000, 200_000_000):
         progress.add(size)
     assert said == ["200 MB of 400 MB, 100 MB/s, 2 s left", "400 MB of 400 MB, 100 MB/s, 0 s left"]
-    assert sending._time(600) == "10 min"
+    assert common.how_far(10, 6010, 10, 1) == "10 B of 6 kB, 10 B/s, 10 min left"
+    assert common.how_far(10, 20, 0, 1) == "10 B of 20 B, 0 B/s"
 
 
 def test_modules_are_sent_in_the_order_in_which_they_import_each_other() -> None:

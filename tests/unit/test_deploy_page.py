@@ -10,10 +10,10 @@ import pytest
 
 from core.config import load_cluster, load_profile, load_stack
 from core.errors import Doubtful, UnfitNode
-from core.facts import NodeFacts
+from core.facts import Captures, NodeFacts
 from core.findings import Finding, Severity
 from deploy.checks.case import Case
-from deploy.doctor import CHECKS, Diagnosis
+from deploy.doctor import CHECKS, Diagnosis, diagnose
 from deploy.page import as_data, case_of, exit_code, page
 from tests.unit.samples import cpu, lab_facts, local, spark_captures, tiny
 
@@ -94,6 +94,17 @@ def test_nodes_that_differ_have_no_common_wheels_and_are_judged_all_the_same() -
     facts = spark_captures().parsed()
     facts["gx10-c6fb"] = replace(facts["gx10-c6fb"], python=(3, 13))
     assert case(facts).manifest is None
+
+
+def test_a_node_whose_facts_cannot_be_read_is_named_and_the_page_is_of_the_others() -> None:
+    nodes = {**spark_captures().nodes}
+    nodes["gx10-c6fb"] = {**nodes["gx10-c6fb"], "cores": {"code": 0, "out": "many"}}
+    facts, silent = Captures(nodes).parsed_each()
+    seen = case_of(load_cluster("spark"), load_stack("guide"), load_profile("qwen2.5-32b"), facts, silent=silent)
+    (one,) = [one for one in diagnose(seen) if one.check == "answers"]
+    assert (one.finding.node, one.finding.severity) == ("gx10-c6fb", Severity.PROBLEM)
+    assert "the fact 'cores' cannot be read" in page(seen, (one,))
+    assert list(as_data(seen, (one,))["memory"]) == ["gx10-beee"]
 
 
 def test_the_documentation_names_every_check_in_its_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from core.access import Access, access, mark, peer_ssh, request
-from core.config import Cluster
-from core.errors import UnfitNode
+from core.access import Access, access, key_name, mark, request
+from core.config import ROOT, Cluster
+from core.errors import UnfitNode, UsageError
 from core.facts import Facts
 from core.plan import Later, Plan, Run, as_text, make_plan
 from core.process import run
 from core.reader import Reader
 from deploy.access.peers import forget, plan_forget, plan_keys, plan_peers
 from deploy.removal import plan_remove
+from tests.unit.peers import peer_ssh
 from tests.unit.samples import lab_facts, local
 
 CLUSTER = local()
@@ -88,9 +90,16 @@ def test_a_line_that_was_changed_is_written_anew() -> None:
     assert titles(plan_peers(CLUSTER, seen)) == ["lab-a: let in lab-b in ~/.ssh/authorized_keys"]
 
 
-def test_one_node_alone_needs_no_key() -> None:
+def test_one_node_alone_is_refused_and_what_an_earlier_cluster_left_there_can_be_taken_back() -> None:
     alone = CLUSTER.model_copy(update={"nodes": CLUSTER.nodes[:1]})
-    assert plan_peers(alone, facts(key=None)).empty
+    for seen in (whole(), facts(), facts(key=None)):
+        with pytest.raises(UsageError, match="local has one node") as caught:
+            plan_peers(alone, seen)
+        assert caught.value.next_move.endswith("invoke trust --nodes --undo --cluster local")
+    assert titles(plan_forget(alone, whole())) == [
+        "lab-a: shut out other nodes in ~/.ssh/authorized_keys",
+        "lab-a: remove ~/.ssh/sparkstack-local",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +132,13 @@ def test_a_node_reaches_another_with_this_key_alone() -> None:
     argv = peer_ssh(CLUSTER, CLUSTER.nodes[1])
     assert argv[:3] == ("ssh", "-F", "none")
     assert {"-oIdentitiesOnly=yes", "-oIdentityAgent=none", "-oStrictHostKeyChecking=yes"} <= set(argv)
+
+
+def test_the_command_that_the_docs_name_is_the_one_that_is_tried_on_machines() -> None:
+    text = (ROOT / "docs" / "access.md").read_text(encoding="utf-8").replace("CLUSTER", CLUSTER.name)
+    said = re.findall(r"-o\w+=[\w/~.-]+", text)
+    assert f"-oIdentityFile=~/.ssh/{key_name(CLUSTER)}" in said
+    assert set(said) <= set(peer_ssh(CLUSTER, CLUSTER.nodes[1]))
 
 
 @pytest.mark.processes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import stat
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import ConfigError
 from deploy.care.redact import GONE, Redactor, secrets_in, secrets_of
 from deploy.care.report import Part, end_of, redactor_for, write
 from tests.unit.samples import TABLES, local, spark_captures
@@ -24,6 +27,31 @@ def test_a_secret_is_taken_out_and_the_rest_stays(row: dict[str, Any]) -> None:
     redactor = Redactor(frozenset(secrets_in(row["text"])))
     assert redactor.text(row["text"]) == row["gives"]
     assert redactor.text(row["gives"]) == row["gives"], "what is taken out already stays so"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "token",
+        "x.token",
+        "-",
+        "--token ",
+        " ",
+        "'",
+        '"TOKEN=',
+        "eyJaaaaaaaa-",
+        "token:",
+        "authorization",
+        "://",
+        "1.",
+    ],
+)
+def test_half_a_megabyte_of_one_kind_is_read_in_seconds(piece: str) -> None:
+    text = (piece * (500_000 // len(piece) + 1))[:500_000]
+    began = time.monotonic()
+    Redactor(frozenset()).text(text)
+    assert time.monotonic() - began < 60, "an hour, where every letter begins a search to the end"
 
 
 KEYS = st.sampled_from(["HF_TOKEN", "API_KEY", "my.secret", "sudo_password", "db-credential", "Cookie", "VLLM_API_KEY"])
@@ -82,6 +110,24 @@ def test_a_planted_secret_is_in_no_file_of_the_report_and_the_listing_counts(tmp
     assert [one.replaced for one in report.files] == [1, 2, 2, 0]
     assert report.as_text().splitlines()[-2] == "5 replaced; addresses and names are in it: --private replaces them"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_lay_there_is_not_written_into(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    other.chmod(0o644)
+    (tmp_path / ".r.tar.gz.partial").symlink_to(other)
+    report = write(tmp_path / "r.tar.gz", [Part("a.txt", "b\n")], Redactor(frozenset()))
+    assert other.read_text() == "mine"
+    assert stat.S_IMODE(report.path.lstat().st_mode) == 0o600
+    assert not report.path.is_symlink()
+
+
+def test_what_cannot_be_put_in_place_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "r.tar.gz" / "full").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write(tmp_path / "r.tar.gz", [Part("a.txt", "b\n")], Redactor(frozenset()))
+    assert [path.name for path in tmp_path.iterdir()] == ["r.tar.gz"]
 
 
 def test_private_replaces_addresses_and_names_by_the_same_words_everywhere() -> None:

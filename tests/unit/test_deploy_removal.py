@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from core.condition import Condition
 from core.errors import InUse
 from core.facts import NodeFacts
 from core.plan import Plan, Run
 from core.process import run
+from core.surroundings import OurProcess, Surroundings
 from deploy.removal import OURS, plan_remove
 from tests.unit.samples import lab_facts, local, process, service, serving, unit
 
@@ -77,11 +79,42 @@ def test_a_node_where_something_of_ours_runs_is_refused(changes: dict[str, Any],
     assert "--stop" in caught.value.next_move
 
 
+def living(*units: str) -> dict[str, Any]:
+    """Return facts of a node with a process of ours in each of these units."""
+    ours = tuple(
+        OurProcess(7 + number, 1, 1000, one, "ray::IDLE", (), 7 + number, loose=False, starter="1 systemd")
+        for number, one in enumerate(units)
+    )
+    return {"condition": Condition(around=Surroundings(ours=ours))}
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_process_that_no_unit_holds_is_named_and_not_killed(stop: object) -> None:
     with pytest.raises(InUse, match="1 processes of ours that belong to no unit") as caught:
-        plan(replace(EMPTY, **STOPPED, processes=(process(7, "ray::IDLE"),)), stop=bool(stop))
-    assert (caught.value.next_move, caught.value.evidence) == ("end them: kill PID", "7 spark ray::IDLE")
+        plan(replace(EMPTY, **STOPPED, **living("session-5.scope")), stop=bool(stop))
+    assert caught.value.node == "lab-a"
+    assert caught.value.next_move == "end them on the node: kill 7"
+    assert caught.value.evidence == "7 ray::IDLE (user 1000, started by 1 systemd)"
+
+
+def test_a_process_that_no_unit_holds_is_refused_before_anything_is_stopped_or_removed() -> None:
+    units = {"sparkstack-vllm": unit("sparkstack-vllm")}
+    with pytest.raises(InUse, match="1 processes of ours that belong to no unit") as caught:
+        plan(replace(EMPTY, **STOPPED, units=units, **living("sparkstack-vllm.service", "-")), stop=True)
+    assert caught.value.next_move == "end them on the node: kill 8"
+
+
+def test_processes_in_units_of_ours_end_with_their_units() -> None:
+    units = {"sparkstack-vllm": unit("sparkstack-vllm")}
+    made = plan(replace(EMPTY, units=units, **living("sparkstack-vllm.service")), stop=True)
+    assert titles(made) == ["stop sparkstack-vllm"]
+
+
+@pytest.mark.parametrize("command", ["VLLM::Worker", "ray::IDLE", "vim /opt/sparkstack/releases/x/stack.lock"])
+def test_what_only_looks_like_ours_is_somebody_elses(command: str) -> None:
+    assert titles(plan(replace(EMPTY, **STOPPED, processes=(process(7, command),)))) == titles(
+        plan(replace(EMPTY, **STOPPED))
+    )
 
 
 def test_a_unit_that_ended_is_no_reason_to_refuse_and_a_failed_one_is_forgotten() -> None:

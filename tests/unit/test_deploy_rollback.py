@@ -129,6 +129,12 @@ def test_the_inventory_says_state_time_hand_and_size() -> None:
     assert "not on one release" not in text
 
 
+def test_a_release_in_use_that_lost_its_record_is_both_in_use_and_unfinished() -> None:
+    seen = node(lab_facts()["lab-a"], "ab", "b", gone="b", partial=frozenset("bu"))
+    states = {one.release: one.state for one in inventory(local(), {"lab-a": seen, "lab-b": seen})}
+    assert states == {"a": "previous", "b": "in use, unfinished", "u": "unfinished"}
+
+
 def test_the_inventory_says_where_nodes_differ() -> None:
     text = table(local(), facts({"title": "", "lab-a": "ab*", "lab-b": "a*"}))
     assert "the nodes are not on one release: lab-a has b, lab-b has a\nnext: invoke deploy --cluster local" in text

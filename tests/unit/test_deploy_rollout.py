@@ -8,7 +8,7 @@ import pytest
 
 from core.apply import Context, apply
 from core.config import load_cluster, load_stack
-from core.errors import NotBuiltYet, UnfitNode
+from core.errors import ComesFirst, UnfitNode
 from core.facts import NodeFacts
 from core.parsers import Taken
 from core.plan import Later, as_text
@@ -79,5 +79,5 @@ class TestWithoutWheels:
 
     def test_it_cannot_be_run(self) -> None:
         assert isinstance(next(self.plan.steps), Later)
-        with pytest.raises(NotBuiltYet):
+        with pytest.raises(ComesFirst):
             apply(self.plan, Context(None, None, None))  # type: ignore[arg-type]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import venv
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from core import parsers
+from core.apply import apply
 from core.config import Cluster
-from core.errors import UnfitNode
+from core.errors import CommandFailed, UnfitNode
 from core.facts import NodeFacts
 from core.hand import Hand
 from core.parsers import Taken
-from core.plan import Run, Write
+from core.plan import Run, Step, Write, make_plan
 from core.process import Completed, run
 from deploy.switch import REMEMBERED, Switch, before, plan_switch, previous, taken
 from tests.unit.samples import lab_facts, local
+from tests.unit.test_core_apply import context
 
 HAND = Hand("owner@desk", "2026-11-24T10:00:00Z")
 OLD, NEW = "cpu-x86_64-cp311-old", "cpu-x86_64-cp311-new"
@@ -50,7 +53,8 @@ def test_a_switch_is_prepared_done_checked_and_noted_on_every_node_and_undone_on
         "note what is in use": both,
     }
     assert {title: [(step.node, step.title) for step in steps] for title, steps in switch.undo.items()} == {
-        "switch": [(A, f"switch back to {OLD}"), (B, f"switch back to {OLD}")]
+        "switch": [(A, f"switch back to {OLD}"), (B, f"switch back to {OLD}")],
+        "note what is in use": [(A, "take the note back"), (B, "take the note back")],
     }
 
 
@@ -103,6 +107,53 @@ def test_what_an_older_version_left_in_use_is_noted_first_so_that_a_rollback_fin
     ]
 
 
+@pytest.mark.parametrize("noted", [[], [OLD], [NEW, OLD]])
+def test_a_note_is_taken_back_by_the_history_as_it_was(noted: list[str]) -> None:
+    back = plan_switch(local(), facts(NEW, *noted), NEW, HAND).undo["note what is in use"]
+    assert [step.node for step in back] == [A, B]
+    for step in back:
+        assert isinstance(step, Write)
+        assert str(step.path) == "/opt/sparkstack/history.jsonl"
+        assert parsers.history(step.content) == history(*noted)
+
+
+@pytest.mark.processes
+def test_a_note_that_fails_on_one_node_leaves_links_and_histories_of_both_as_they_were(tmp_path: Path) -> None:
+    old = "".join(json.dumps(asdict(line)) + "\n" for line in history(OLD))
+    switches = {}
+    for name in (A, B):
+        root = tmp_path / name
+        for release in (OLD, NEW):
+            (root / "releases" / release).mkdir(parents=True)
+            (root / "releases" / release / "complete.json").write_text("{}")
+        (root / "current").symlink_to(f"releases/{OLD}")
+        (root / "history.jsonl").write_text(old)
+        switches[name] = plan_switch(local().model_copy(update={"root": root}), facts(OLD, OLD), NEW, HAND)
+    fails = Run(node=B, title="note", reason="", argv=("sh", "-c", "sleep 0.5; exit 1"))
+    note = "note what is in use"
+
+    def steps_of(title: str) -> list[Step]:
+        return [step for name, one in switches.items() for step in dict(one.stages)[title] if step.node == name]
+
+    stages: list[tuple[str, list[Step]]] = [(title, steps_of(title)) for title in ("prepare the switch", "switch")]
+    stages.append((note, [step for step in steps_of(note) if step.node == A] + [fails]))
+    undo = {
+        title: [step for name, one in switches.items() for step in one.undo[title] if step.node == name]
+        for title in ("switch", note)
+    }
+    with pytest.raises(CommandFailed) as caught:
+        apply(make_plan("switch", stages, undo=undo), context(tmp_path, A, B))
+    assert caught.value.evidence.splitlines() == [
+        f"{A}: take the note back: done",
+        f"{B}: take the note back: done",
+        f"{A}: switch back to {OLD}: done",
+        f"{B}: switch back to {OLD}: done",
+    ]
+    for name in (A, B):
+        assert (tmp_path / name / "current").readlink() == Path(f"releases/{OLD}")
+        assert (tmp_path / name / "history.jsonl").read_text() == old
+
+
 @pytest.mark.parametrize(
     ("current", "noted", "complete", "expected"),
     [
@@ -144,7 +195,9 @@ def steps(cluster: Cluster, current: str | None) -> tuple[list[Run], Run]:
     switch = plan_switch(cluster, facts(current), NEW, HAND)
     forward = [dict(switch.stages)[title][0] for title in ("prepare the switch", "switch")]
     assert all(isinstance(step, Run) for step in forward)
-    return [step for step in forward if isinstance(step, Run)], switch.undo["switch"][0]
+    back = switch.undo["switch"][0]
+    assert isinstance(back, Run)
+    return [step for step in forward if isinstance(step, Run)], back
 
 
 @pytest.mark.processes

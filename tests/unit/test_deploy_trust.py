@@ -13,7 +13,8 @@ from invoke.program import Program
 import tasks
 from core import command, config
 from core.config import Cluster, Node, load_cluster
-from core.errors import HostKeyRefused, NodeUnreachable, UsageError
+from core.errors import HostKeyRefused, LockHeld, NodeUnreachable, UsageError
+from core.lock import locked
 from core.sshroute import Route, known_name
 from deploy.access import trust
 from deploy.access.trust import HostKey, enrol, examine
@@ -85,6 +86,17 @@ def test_a_changed_key_is_refused_until_that_is_said(cluster: Cluster, shows: di
     assert KEY not in cluster.known_hosts.read_text()
 
 
+def test_a_key_that_another_command_enrolled_meanwhile_is_not_replaced_in_silence(
+    cluster: Cluster, shows: dict[str, dict[str, str]]
+) -> None:
+    shows[A] = {"ssh-ed25519": KEY}
+    looked = seen(cluster)
+    enrol(cluster, replace(looked, key=OTHER), replace=False)
+    with pytest.raises(HostKeyRefused, match="another key is enrolled"):
+        enrol(cluster, looked, replace=False)
+    assert cluster.known_hosts.read_text() == f"{A} ssh-ed25519 {OTHER}\n"
+
+
 def test_another_port_has_a_key_of_its_own(cluster: Cluster, shows: dict[str, dict[str, str]]) -> None:
     shows |= {A: {"ssh-ed25519": KEY}, f"[{A}]:2222": {"ssh-rsa": OTHER}}
     for port in (22, 2222):
@@ -110,13 +122,6 @@ def test_lines_of_others_and_marks_stay_as_they_are(cluster: Cluster, shows: dic
     assert seen(cluster).changed
     enrol(cluster, seen(cluster), replace=True)
     assert cluster.known_hosts.read_text() == f"{others}{B} ssh-ed25519 {OTHER} note\n{A} ssh-ed25519 {KEY}\n"
-
-
-def test_an_address_where_nobody_answers_is_named(cluster: Cluster, shows: dict[str, dict[str, str]]) -> None:
-    assert not shows
-    with pytest.raises(NodeUnreachable) as caught:
-        seen(cluster)
-    assert caught.value.node == "lab-a"
 
 
 class TestCommand:
@@ -166,6 +171,18 @@ class TestCommand:
         assert code == UsageError.exit_code
         assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in err
         assert not cluster.known_hosts.exists()
+
+    def test_nothing_is_enrolled_beside_another_command_and_the_keys_are_shown_all_the_same(
+        self, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with locked(cluster, "invoke trust"):
+            code, out, err = self.invoke(capsys, "--yes")
+            assert code == LockHeld.exit_code
+            assert f"jump host {DOOR} shows" in out
+            assert "works on the cluster local" in err
+            assert not cluster.known_hosts.exists()
+            assert self.invoke(capsys, "--dry-run")[0] == 0
+        assert self.invoke(capsys, "--yes")[0] == 0
 
     @pytest.mark.parametrize("words", [("--undo",), ("--nodes", "--yes"), ("--nodes", "--node", "lab-a")])
     def test_flags_that_do_not_go_together_are_refused(

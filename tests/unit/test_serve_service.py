@@ -181,6 +181,15 @@ class TestModel:
             "invoke model.fetch Qwen/Qwen2.5-32B-Instruct --cluster spark --profile qwen2.5-32b"
         )
 
+    def test_of_a_model_from_nowhere_the_folder_is_said(self) -> None:
+        profile = load_profile("qwen2.5-32b").model_copy(update={"repository": None})
+        sparks = Service(load_cluster("spark"), load_stack("guide"), profile, "r")
+        words = "put the model's files into /home/gx10/models/Qwen2.5-32B-Instruct on every node"
+        with pytest.raises(UnfitNode) as caught:
+            require_model(sparks, spark_captures().parsed())
+        assert caught.value.next_move == words
+        assert f"[comes first: {words}]" in as_text(plan_unready(sparks, spark_captures().parsed()))
+
     def test_a_model_on_every_node_is_fine(self) -> None:
         require_model(SERVED, serving(SERVED))
         assert nodes_without_model(SERVED, serving(SERVED)) == []

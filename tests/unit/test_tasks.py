@@ -141,7 +141,10 @@ def test_what_changes_something_can_say_so_first(name: str) -> None:
 def test_flags_that_mean_the_same_read_the_same(name: str) -> None:
     texts = {
         "json": {"answer as JSON", "the raw answers, for programs"},
-        "facts": {"plan from a saved file, without touching a node"},
+        "facts": {
+            "plan from a saved file, without touching a node",
+            "judge a saved look (invoke facts --save), without touching a node",
+        },
     }
     for flag, allowed in texts.items():
         assert HELP[name].get(flag, next(iter(allowed))) in allowed
@@ -290,7 +293,7 @@ def test_what_a_removal_leaves_is_named_after_the_work(
     made = make_plan(
         "t", [("stage", [Call(node="controller", title="x", reason="r", shown="", action=int)])], ["thesis stays"]
     )
-    monkeypatch.setattr(deploy.tasks, "converge", lambda *_: made)
+    monkeypatch.setattr(deploy.tasks, "converge", lambda *_, **__: made)
     assert invoke("remove", "--yes", "--cluster", "local") == (0, "note: thesis stays\n", "")
     assert invoke("remove", "--yes", "--dry-run", "--cluster", "local") == (0, "", "")
     assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from typing import Any
 
 from core.config import shown
 from core.errors import ConfigError, RegistryRefused, UsageError
+from core.parsers import shown as printable
 from core.store import without_secrets
 from wheels.images.reference import HUB
 
@@ -154,5 +155,4 @@ def scrub(text: str, secrets: Iterable[str]) -> str:
     """Return a server's words as they may be shown: one short line without our secrets and signed URLs."""
     for secret in sorted((secret for secret in secrets if secret), key=len, reverse=True):
         text = text.replace(secret, "…")
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return without_secrets(line)[:200]
+    return without_secrets(" ".join(printable(text).split()))[:200]

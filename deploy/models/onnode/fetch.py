@@ -17,7 +17,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +48,7 @@ class Work:
 
 def main(request: Path) -> int:
     """Do what the file says; return the exit code."""
-    os.umask(0o022)
-    try:
-        with common.named_errors():
-            told = common.taken(request)
-            use_proxies(told["environment"])
-            fetch(told)
-    except Refused as error:
-        say(error.to_json())
-        return 1
-    return 0
+    return common.ended(lambda: fetch(common.taken(request)))
 
 
 def use_proxies(environment: Mapping[str, str]) -> None:
@@ -70,7 +60,12 @@ def use_proxies(environment: Mapping[str, str]) -> None:
 
 def fetch(told: Mapping[str, Any]) -> None:
     """List, bring what is missing, verify, put in place. Raises Refused."""
-    work = _work(told)
+    use_proxies(told["environment"])
+    with files.held(Path(told["target"])):
+        _fetch(told, _work(told))
+
+
+def _fetch(told: Mapping[str, Any], work: Work) -> None:
     total = sum(entry.size for entry in work.listing.files)
     at = work.listing.commit or f"as it is in {work.source}"
     say(f"{told['repository']} at {at}: {len(work.listing.files)} files, {common.size_words(total)}")
@@ -97,21 +92,17 @@ def _work(told: Mapping[str, Any]) -> Work:
 def _bring_all(work: Work, total: int) -> dict[str, str]:
     """Have every file as a verified blob; return blob name to sha256. Raises the first Refused."""
     entries = list({entry.key: entry for entry in work.listing.files}.values())
-    _clear(work.blobs, {entry.key for entry in entries})
+    _clear(work.blobs, {entry.key for entry in entries if entry.digest})
     present = sum(_present(work.blobs, entry) for entry in entries)
-    reusable = sum(entry.size for entry in entries if _candidate(work, entry) is not None)
-    common.require_room(work.blobs, sum(entry.size for entry in entries) - present - reusable)
-    with Progress(total, present).shown() as progress, ThreadPoolExecutor(STREAMS) as pool:
+    coming = (entry for entry in entries if work.source != work.target or _candidate(work, entry) is None)
+    common.require_room(work.blobs, sum(entry.size - _present(work.blobs, entry) for entry in coming))
+    with Progress(total, present).shown() as progress, common.threads(STREAMS) as pool:
         jobs = {entry.key: pool.submit(_bring, work, entry, progress) for entry in entries}
-        try:
-            return {key: job.result() for key, job in jobs.items()}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        return {key: job.result() for key, job in jobs.items()}
 
 
 def _clear(blobs: Path, wanted: set[str]) -> None:
-    """Remove what is of another commit."""
+    """Remove what is of another commit, or what nobody vouches for: it comes again."""
     for path in blobs.iterdir():
         if path.name.removesuffix(".part") not in wanted:
             path.unlink()
@@ -128,7 +119,10 @@ def _bring(work: Work, entry: Entry, progress: Progress) -> str:
     whole = work.blobs / entry.key
     if entry.digest and whole.exists():
         return entry.digest if entry.algorithm == "sha256" else common.digests(whole)["sha256"]
-    return _reused(work, entry, progress) or _fetched(work, entry, progress)
+    found = _reused(work, entry, progress)
+    if not found and work.hub is None:
+        raise Refused("absent", f"{entry.path} has changed meanwhile", "run it again")
+    return found or _fetched(work, entry, progress)
 
 
 def _candidate(work: Work, entry: Entry) -> Path | None:
@@ -145,6 +139,8 @@ def _reused(work: Work, entry: Entry, progress: Progress) -> str:
     if work.source != work.target:
         part = work.blobs / f"{entry.key}.part"
         shutil.copyfile(path, part)
+        if part.stat().st_size != entry.size:
+            return ""
         path = part
     found = common.digests(path, progress.add)
     if entry.digest and found[entry.algorithm] != entry.digest:
@@ -152,7 +148,7 @@ def _reused(work: Work, entry: Entry, progress: Progress) -> str:
         return ""
     whole.unlink(missing_ok=True)
     if work.source == work.target:
-        os.link(path.resolve(), whole)
+        common.link(path, whole)
     else:
         common.keep(path, whole)
     return found["sha256"]
@@ -194,7 +190,7 @@ def _stream(work: Work, entry: Entry, part: Path, progress: Progress) -> None:
 def _once(work: Work, entry: Entry, part: Path, progress: Progress) -> None:
     """Ask for what is missing of a file and take what comes. Raises Again when the connection ends too early."""
     have = part.stat().st_size
-    assert work.hub is not None
+    assert work.hub is not None, "_bring() has looked"
     with work.hub.open(work.listing.commit, entry, have) as answer:
         start = _start_of(answer, entry, have)
         _require_commit(answer, work.listing.commit)

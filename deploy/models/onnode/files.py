@@ -14,14 +14,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.onnode.common import Refused, keep, sync, sync_folder
+from deploy.onnode.common import Refused, alone, keep, sync, sync_folder
 
 MANIFEST = "sparkstack-model.json"
+PATIENCE = 5.0
+"""Seconds that an earlier run is given to end."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def staging_of(target: Path) -> Path:
     """Return where a model lies while it arrives: beside its folder, on the same disk."""
     return target.parent / f".{target.name}.incoming"
+
+
+@contextmanager
+def held(target: Path) -> Iterator[None]:
+    """Have the place where a model arrives to ourselves. Raises Refused where another run brings it just now."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.parent / f".{target.name}.lock"
+    with alone(lock, PATIENCE, f"another fetch brings {target} just now"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def begin(target: Path, about: Mapping[str, Any]) -> Path:

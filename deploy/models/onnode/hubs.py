@@ -74,12 +74,20 @@ def hub_of(name: str, asked: Asked) -> Hub:
 
 def _home(address: str, token: str) -> str:
     """Return a hub's address. Raises Refused for another protocol, and for a token that everybody could read."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_address(address):
         raise Refused("hub", f"{address} is no address of a hub", "check HF_ENDPOINT or MODELSCOPE_ENDPOINT")
+    parts = urlsplit(address)
     if token and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         raise Refused("access", f"a token would go to {parts.hostname} in the clear", "use https, or unset the token")
     return address.rstrip("/")
+
+
+def _is_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class HuggingFace:
@@ -126,7 +134,7 @@ class HuggingFace:
 def _next_cursor(headers: Message) -> str:
     """Return the cursor of the next page; the rest of that address may name another host behind a mirror."""
     link = re.search(r'<([^>]*)>\s*;\s*rel="next"', headers.get("Link", ""))
-    return parse_qs(urlsplit(link[1]).query).get("cursor", [""])[0] if link else ""
+    return parse_qs(link[1].partition("?")[2]).get("cursor", [""])[0] if link else ""
 
 
 def _of_huggingface(row: Mapping[str, Any]) -> Entry:

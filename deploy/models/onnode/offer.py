@@ -10,7 +10,6 @@ secret (deploy/onnode/serving.py).
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -23,20 +22,16 @@ from typing import Any, BinaryIO
 from deploy.models.onnode import files
 from deploy.models.onnode.files import Entry
 from deploy.onnode import common, serving
-from deploy.onnode.common import Refused, say
+from deploy.onnode.common import say
 from deploy.onnode.serving import Served, server
+
+HERE = "/here"
+"""What a node asks for that has something else to do, and still takes the model."""
 
 
 def main(request: Path) -> int:
     """Offer what the file names; return the exit code."""
-    os.umask(0o022)
-    try:
-        with common.named_errors():
-            serve(common.taken(request))
-    except Refused as error:
-        say(error.to_json())
-        return 1
-    return 0
+    return common.ended(lambda: serve(common.taken(request)))
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,9 @@ class Model:
         """Return its size."""
         return self.entries[number].size
 
-    def said(self, path: str) -> bool:  # noqa: ARG002 - nobody tells it anything
-        """Nothing else means anything."""
-        return False
+    def said(self, path: str) -> bool:
+        """Whether a node says that it is at work: that somebody asks is all that counts."""
+        return path == HERE
 
 
 def served(told: Mapping[str, Any]) -> Served:

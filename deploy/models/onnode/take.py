@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.models.onnode import files
+from deploy.models.onnode import files, offer
 from deploy.models.onnode.files import Entry
 from deploy.onnode import common
-from deploy.onnode.calling import Caller, copied, require_all
+from deploy.onnode.calling import Caller, at_work, copied, require_all
 from deploy.onnode.common import Progress, Refused, say
 
 STREAMS = 4
@@ -31,14 +31,7 @@ RANGE = 64 << 20
 
 def main(request: Path) -> int:
     """Take what the file names; return the exit code."""
-    os.umask(0o022)
-    try:
-        with common.named_errors():
-            take(common.taken(request))
-    except Refused as error:
-        say(error.to_json())
-        return 1
-    return 0
+    return common.ended(lambda: take(common.taken(request)))
 
 
 @dataclass(frozen=True)
@@ -82,8 +75,9 @@ class Arrival:
 
 def take(told: Mapping[str, Any]) -> None:
     """Bring the model that the other node serves into the folder; whole and verified, or not at all."""
-    with closing(Caller(told)) as caller:
-        _take(caller, Path(told["folder"]))
+    target = Path(told["folder"])
+    with files.held(target), closing(Caller(told)) as caller, at_work(caller, offer.HERE):
+        _take(caller, target)
 
 
 def _take(caller: Caller, target: Path) -> None:
@@ -114,28 +108,25 @@ def _reuse(path: Path, entry: Entry, blobs: Path) -> None:
     whole = blobs / entry.key
     fits = not whole.exists() and path.is_file() and path.stat().st_size == entry.size
     if fits and common.digests(path)["sha256"] == entry.digest:
-        os.link(path.resolve(), whole)
+        common.link(path, whole)
 
 
 def _bring_all(caller: Caller, arrivals: Sequence[Arrival]) -> None:
     """Fetch ranges in several streams; each file is verified while others still come. Raises the first Refused."""
     first = {arrival.entry.key: arrival for arrival in reversed(arrivals)}
-    coming = [arrival for arrival in first.values() if not arrival.whole.exists()]
-    sizes = {arrival: [arrival.bounds(number) for number in arrival.missing()] for arrival in coming}
-    wanted = sum(end - start for bounds in sizes.values() for start, end in bounds)
+    coming = {arrival: arrival.missing() for arrival in first.values() if not arrival.whole.exists()}
+    bounds = [arrival.bounds(number) for arrival, missing in coming.items() for number in missing]
+    wanted = sum(end - start for start, end in bounds)
     total = sum(arrival.entry.size for arrival in arrivals)
-    common.require_room(coming[0].blobs if coming else Path("/"), wanted)
+    common.require_room(arrivals[0].blobs if arrivals else Path("/"), wanted)
     with (
         Progress(total, total - wanted).shown() as progress,
-        ThreadPoolExecutor(STREAMS) as streams,
-        ThreadPoolExecutor(STREAMS) as checks,
+        common.threads(STREAMS) as checks,
+        common.threads(STREAMS) as streams,
     ):
-        try:
-            moved = {arrival: list(_begin(caller, arrival, progress, streams)) for arrival in coming}
-            _all([checks.submit(_finish, arrival) for arrival, ranges in moved.items() if _all(ranges)])
-        except BaseException:
-            streams.shutdown(wait=False, cancel_futures=True)
-            raise
+        link = _Link(caller, progress, streams)
+        moved = {arrival: list(_begin(link, arrival, missing)) for arrival, missing in coming.items()}
+        _all([checks.submit(_finish, arrival) for arrival, ranges in moved.items() if _all(ranges)])
 
 
 def _all(futures: Sequence[Future[None]]) -> bool:
@@ -145,31 +136,39 @@ def _all(futures: Sequence[Future[None]]) -> bool:
     return True
 
 
-def _begin(caller: Caller, arrival: Arrival, progress: Progress, streams: ThreadPoolExecutor) -> Iterator[Future[None]]:
+@dataclass(frozen=True)
+class _Link:
+    """What ranges come over."""
+
+    caller: Caller
+    progress: Progress
+    streams: ThreadPoolExecutor
+
+
+def _begin(link: _Link, arrival: Arrival, missing: Sequence[int]) -> Iterator[Future[None]]:
     """Order the ranges that a file lacks."""
-    missing = arrival.missing()
     if len(missing) == -(-arrival.entry.size // RANGE):
         arrival.forget()
     arrival.part.touch()
     os.truncate(arrival.part, arrival.entry.size)
     lock = threading.Lock()
     for number in missing:
-        yield streams.submit(common.patiently, partial(_range, caller, arrival, number, progress, lock))
+        yield link.streams.submit(common.patiently, partial(_range, link, arrival, number, lock))
 
 
-def _range(caller: Caller, arrival: Arrival, number: int, progress: Progress, lock: threading.Lock) -> None:
+def _range(link: _Link, arrival: Arrival, number: int, lock: threading.Lock) -> None:
     """Bring one range to its place in the file. Raises Again when the connection ends too early."""
     start, end = arrival.bounds(number)
-    answer = caller.file(arrival.number, start, end, arrival.entry.size)
+    answer = link.caller.file(arrival.number, start, end, arrival.entry.size)
     with arrival.part.open("r+b", buffering=0) as file:
         at = start
         for block in copied(answer, file.fileno(), start, end):
             at += len(block)
-            progress.add(len(block))
+            link.progress.add(len(block))
     answer.close()
     if at < end:
-        progress.add(start - at)
-    require_all(caller, arrival.entry.path, at, end)
+        link.progress.add(start - at)
+    require_all(link.caller, arrival.entry.path, at, end)
     with lock, arrival.record.open("a", encoding="ascii") as record:
         record.write(f"{number}\n")
 
@@ -179,8 +178,7 @@ def _finish(arrival: Arrival) -> None:
     found = common.digests(arrival.part)["sha256"]
     if found != arrival.entry.digest:
         arrival.forget()
-        cause = f"{arrival.entry.path} did not arrive as the manifest lists it"
-        raise Refused("damaged", cause, "verify the other node's (invoke model.verify), then run it again")
+        raise common.wrong(arrival.entry.path, "verify the other node's (invoke model.verify), then run it again")
     common.keep(arrival.part, arrival.whole)
     arrival.record.unlink(missing_ok=True)
 

@@ -15,20 +15,19 @@ from pathlib import Path
 from deploy.models.onnode import files
 from deploy.models.onnode.files import Entry
 from deploy.onnode import common
-from deploy.onnode.common import Progress, Refused, say
+from deploy.onnode.common import Progress, say
 
 THREADS = 4
 
 
 def main(folder: Path) -> int:
     """Say what is damaged or missing; return the exit code."""
-    try:
-        with common.named_errors():
-            entries = files.entries_of(files.read_manifest(folder))
-            found = examine(folder, entries)
-    except Refused as error:
-        say(error.to_json())
-        return 1
+    return common.ended(lambda: _verify(folder))
+
+
+def _verify(folder: Path) -> int:
+    entries = files.entries_of(files.read_manifest(folder))
+    found = examine(folder, entries)
     say(json.dumps({"files": len(entries), "bytes": sum(entry.size for entry in entries), **found}))
     return 1 if any(found.values()) else 0
 

@@ -49,6 +49,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         _add_private(made, self._home, self._private)
         return made
 
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message) -> Any:
+        """Follow it, or close the answer: urllib leaves one open that leads to no address."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)  # type: ignore[arg-type]
+        except (ValueError, Refused):
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def _add_private(request: urllib.request.Request, home: str, private: Mapping[str, str]) -> None:
     if origin(request.full_url) == origin(home):
@@ -79,6 +89,9 @@ class Client:
                 raise self._judged(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise broken(error) from error
+        except ValueError as error:
+            cause = f"{origin(url)[1]} leads to something that is no address: {error}"
+            raise Refused("hub", cause, "check HF_ENDPOINT") from error
         return answer
 
     def _judged(self, error: urllib.error.HTTPError) -> Again | Refused:
