@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pair.invoke(cluster, "deploy")
     _forget_wheels(cluster)
     result = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine(), **_watched(cluster)}
-    result["as_promised"] = result["together_mb"] <= MOST
+    result["as_promised"] = bool(result["pushed"]) and result["together_mb"] <= MOST
     wish.output.parent.mkdir(parents=True, exist_ok=True)
     wish.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"python alone {result['python_mb']} MB, all processes {result['together_mb']} MB at most\n")
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _forget_wheels(cluster: Cluster) -> None:
     with Hosts(cluster) as hosts:
         for host in hosts:
-            host.run(("rm", "-rf", str(cluster.root / "wheels")))
+            host.run(("rm", "-rf", str(cluster.root / "wheels"), str(cluster.root / "store")))
 
 
 def _watched(cluster: Cluster) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _watched(cluster: Cluster) -> dict[str, Any]:
             python = max(python, *taken.values(), 0)
             looks += 1
         said = deployment.result().err
-    pushed = re.findall(r"push [^,\n]*, [\d.]+ \wB", said)
+    pushed = re.findall(r"(?:push|take) [^,\n]*, [\d.]+ \wB", said)
     return {
         "together_mb": together // 10**6,
         "python_mb": python // 10**6,

@@ -13,21 +13,21 @@ import json
 import os
 import resource
 import shlex
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from benchmarks import pair
 from benchmarks.machine import load, machine
 from core.apply import Context, Journal, apply
 from core.config import WORK, Cluster, load_cluster
 from core.facts import gather
+from core.host import BULK
 from core.plan import Talk, make_plan
 from core.process import run
 from core.question import Question
@@ -36,7 +36,7 @@ from core.root import root_steps
 from core.screen import Screen
 from core.sshhost import SshHost
 from deploy.push import push_steps
-from lab import lifecycle
+from lab.network import shaped as slowed
 from lab.place import bridge
 from wheels.manifest import Manifest, Wheel
 from wheels.target import Target
@@ -50,8 +50,10 @@ LINE = 0.9
 """The share of the line rate that a push to both has to reach, counted as one copy."""
 FASTER = 1.8
 MEMORY = 150
-THEIRS = "/opt/sparkstack/rsync"
-EMPTY = "rm -rf /opt/sparkstack/store /opt/sparkstack/wheels /opt/sparkstack/rsync && mkdir {} && sync"
+BOTH = "rsync to both"
+FASTEST = f"times as fast as {BOTH}"
+"""What the targets are about: `rsync -a` as everybody types it."""
+EMPTY = 'cd "$1" && rm -rf store wheels rsync && mkdir rsync && sync'
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,23 @@ class Bench:
             apply(plan, Context(hosts, Screen(), Journal("benchmark")))
             return perf_counter() - began
 
-    def theirs(self, nodes: int) -> float:
-        """Copy to so many nodes, side by side, with `rsync -a`; return the seconds until the last one has ended."""
+    def theirs(self, nodes: int, ssh: Sequence[str] = ()) -> float:
+        """Copy to so many nodes, side by side, with `rsync -a`; return the seconds until the last one has ended.
+
+        ssh chooses the cipher by itself unless its options say which.
+        """
         with Hosts(self.cluster) as hosts, ThreadPoolExecutor(nodes) as pool:
-            argvs = [self._rsync(hosts, number) for number in range(nodes)]
+            argvs = [self._rsync(hosts, number, ssh) for number in range(nodes)]
             began = perf_counter()
             list(pool.map(run, argvs))
             return perf_counter() - began
 
-    def _rsync(self, hosts: Hosts, number: int) -> list[str]:
+    def _rsync(self, hosts: Hosts, number: int, ssh: Sequence[str]) -> list[str]:
         node = self.cluster.nodes[number]
         host = hosts[node.name]
         assert isinstance(host, SshHost)
-        target = f"{self.cluster.user}@{node.management}:{THEIRS}/"
-        return ["rsync", "-a", "-e", shlex.join(host.ssh_argv()), f"{FOLDER}/", target]
+        target = f"{self.cluster.user}@{node.management}:{self.cluster.root}/rsync/"
+        return ["rsync", "-a", "-e", shlex.join([*host.ssh_argv(), *ssh]), f"{FOLDER}/", target]
 
     def prepare(self) -> None:
         """Have the suite's folder on both nodes."""
@@ -98,7 +103,7 @@ class Bench:
         """Have both nodes without a wheel, and nothing left to write."""
         with Hosts(self.cluster) as hosts:
             for host in hosts:
-                host.run(("sh", "-c", EMPTY.format(THEIRS)))
+                host.run(("sh", "-c", EMPTY, "sh", str(self.cluster.root)))
         os.sync()
 
 
@@ -106,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write; return 0 when all is as promised."""
     wish = _arguments(argv)
     cluster = load_cluster(wish.cluster)
-    lifecycle.up(cluster, _say)
+    pair.up(cluster)
     bench = Bench(cluster, _wheels())
     bench.prepare()
     result: dict[str, Any] = {
@@ -134,10 +139,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-
-
 def _wheels() -> Manifest:
     """Make files of random bytes, once."""
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -158,68 +159,61 @@ def _wheels() -> Manifest:
     return Manifest(stack="cpu", target=target, lock_sha256="b" * 64, index_lock="b" * 64, wheels=tuple(listed))
 
 
-@contextmanager
-def _uplink(cluster: Cluster) -> Iterator[None]:
-    """Shape what this host sends to the machines to 1 Gbit/s, Ethernet's headers counted."""
-    device = bridge(cluster, "management")
-    run(["tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate", "1gbit", "burst", "128kb", "latency", "20ms"])
-    try:
-        yield
-    finally:
-        run(["tc", "qdisc", "delete", "dev", device, "root"])
-
-
 def _shaped(bench: Bench, rounds: int) -> dict[str, Any]:
-    with _uplink(bench.cluster):
+    with slowed(bridge(bench.cluster, "management"), "1gbit"):  # Ethernet's headers count
         found = _in_turn(
             bench,
             rounds,
             {
                 "ours": lambda: bench.ours("relay"),
-                "rsync to both": lambda: bench.theirs(2),
+                BOTH: lambda: bench.theirs(2),
                 "rsync to one": lambda: bench.theirs(1),
             },
         )
     copy = bench.manifest.size * 8 / GIGABIT
     shares = [copy / seconds for seconds in found["ours"]]
-    return {**_told(found), "one copy at line rate": round(copy, 3), "share of line rate": _spread(shares)}
+    return {**_told(found), "one copy at line rate": round(copy, 3), "share of line rate": pair.spread(shares)}
 
 
 def _unshaped(bench: Bench, rounds: int) -> dict[str, Any]:
-    return _told(
-        _in_turn(bench, rounds, {"ours": lambda: bench.ours("auto"), "rsync to both": lambda: bench.theirs(2)})
-    )
+    works = {
+        "ours": lambda: bench.ours("auto"),
+        BOTH: lambda: bench.theirs(2),
+        f"{BOTH}, our cipher": lambda: bench.theirs(2, BULK),
+    }
+    return _told(_in_turn(bench, rounds, works))
 
 
 def _in_turn(bench: Bench, rounds: int, works: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Measure each once a round; the order turns with every round. One round before is not counted."""
+    """Measure each once a round; another one begins each round. One round before is not counted."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
-        for name in list(works) if number % 2 else reversed(list(works)):
+        for name in pair.turned(list(works), number):
             bench.empty()
             seconds = works[name]()
-            _say(f"round {number}: {name}: {seconds:.2f} s (load {load()})")
+            pair.say(f"round {number}: {name}: {seconds:.2f} s (load {load()})")
             if number:
                 found[name].append(seconds)
     return found
 
 
 def _told(found: dict[str, list[float]]) -> dict[str, Any]:
-    ratios = [theirs / ours for theirs, ours in zip(found["rsync to both"], found["ours"], strict=True)]
-    return {**{name: _spread(seconds) for name, seconds in found.items()}, "times as fast": _spread(ratios)}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    found = sorted(round(value, 3) for value in values)
-    return {"median": round(statistics.median(found), 3), "least": found[0], "most": found[-1]}
+    """Return spreads, how many times as fast as the others ours is, and each run."""
+    faster = {
+        f"times as fast as {name}": pair.spread(b / a for a, b in zip(found["ours"], seconds, strict=True))
+        for name, seconds in found.items()
+        if name.startswith(BOTH)
+    }
+    runs = {name: [round(one, 3) for one in seconds] for name, seconds in found.items()}
+    return {**{name: pair.spread(seconds) for name, seconds in found.items()}, **faster, "runs": runs}
 
 
 def _as_promised(result: dict[str, Any]) -> bool:
     shaped, unshaped = result["shaped"], result["unshaped"]
     return bool(
         shaped["share of line rate"]["median"] >= LINE
-        and shaped["times as fast"]["median"] >= FASTER
-        and unshaped["times as fast"]["median"] >= 1
+        and shaped[FASTEST]["median"] >= FASTER
+        and unshaped[FASTEST]["median"] >= 1
         and result["peak_memory_mb"] <= MEMORY
     )
 
@@ -229,8 +223,10 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for kind in ("shaped", "unshaped"):
         for name, one in result[kind].items():
-            row = f"{one['median']} ({one['least']} to {one['most']})" if isinstance(one, dict) else str(one)
-            lines.append(f"{kind:9} {name:24} {row}")
+            if name == "runs":
+                continue
+            row = pair.in_words(one) if isinstance(one, dict) else str(one)
+            lines.append(f"{kind:9} {name:42} {row}")
     lines.append(f"memory    {result['peak_memory_mb']} MB")
     return "\n".join(lines) + "\n"
 

@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 from core.config import ROOT, Cluster, Node
 from core.host import Host
 from core.remote import Hosts
+from deploy.models.fetching import PACKAGE, PACKAGES
 
 PLACE = PurePosixPath("/opt/relay")
-PACKAGE = "deploy/models/onnode"
 PORT = 29790
 OFFER = "sparkstack-bench-offer"
 SHARDS = 4
@@ -67,15 +67,14 @@ class Ends:
         for host, name, folder in ((self.source, "offer", "model"), (self.target, "take", "arrived")):
             host.write(PLACE / f"{name}.json", json.dumps({**told, "folder": str(PLACE / folder)}))
         unit = ("systemd-run", f"--unit={OFFER}", f"--uid={self.cluster.user}", "--collect", "--quiet")
-        offer = (*PYTHON, "-m", f"{PACKAGE.replace('/', '.')}.offer", str(PLACE / "offer.json"))
+        offer = (*PYTHON, "-m", f"{PACKAGE}.offer", str(PLACE / "offer.json"))
         self.source.run((*unit, *offer), privileged=True)
         listens = f"until ss -Hltn sport = :{PORT} | grep -q .; do sleep 0.1; done"
         self.source.run(("sh", "-c", listens), timeout=20)
 
     def relay(self) -> None:
         """Take the model as `invoke model.fetch` has it taken, verified by its manifest."""
-        module = f"{PACKAGE.replace('/', '.')}.take"
-        self.target.run((*PYTHON, "-m", module, str(PLACE / "take.json")), timeout=600)
+        self.target.run((*PYTHON, "-m", f"{PACKAGE}.take", str(PLACE / "take.json")), timeout=600)
 
     def rsync(self, cipher: str = "") -> None:
         """Copy it with rsync over ssh, over the same network; ssh chooses the cipher unless one is given."""
@@ -120,8 +119,9 @@ def _mount(cluster: Cluster, host: Host, size: int) -> None:
     host.run(("install", "-d", "-o", cluster.user, str(PLACE)), privileged=True)
     options = f"size={size + ROOM + (1 << 28)},mode=755,uid={host.run(('id', '-u')).out.strip()}"
     host.run(("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(PLACE)), privileged=True)
-    host.run(("mkdir", "-p", str(PLACE / PACKAGE)))
-    host.push(sorted((ROOT / PACKAGE).glob("*.py")), PLACE / PACKAGE, lambda _: None)
+    for folder in (package.replace(".", "/") for package in PACKAGES):
+        host.run(("mkdir", "-p", str(PLACE / folder)))
+        host.push(sorted((ROOT / folder).glob("*.py")), PLACE / folder, lambda _: None)
 
 
 def _let_in(host: Host, public: str) -> None:

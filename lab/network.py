@@ -11,7 +11,8 @@ import ipaddress
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,18 @@ def heal(place: Place, kind: Kind) -> bool:
     if wrong and exists(place.link(kind)):
         run(["ip", "link", "set", place.link(kind), "master", bridge(place.cluster, kind), "up"])
     return wrong
+
+
+@contextmanager
+def shaped(device: str, rate: str) -> Iterator[None]:
+    """Let no more than ``rate`` (as tc names it, "300mbit") leave by a device of this host, until the block ends."""
+    shape = ["root", "tbf", "rate", rate, "burst", "128kb", "latency", "20ms"]
+    run(["tc", "qdisc", "replace", "dev", device, *shape])
+    try:
+        yield
+    finally:
+        if exists(device):  # that of a machine that was killed has gone
+            run(["tc", "qdisc", "delete", "dev", device, "root"])
 
 
 def linked(place: Place, kind: Kind) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from core.config import Cluster
-from core.process import Completed, run
-from lab import lifecycle, machine, power
+from core.process import Completed
+from lab import lifecycle, machine, network, power
 from lab.lifecycle import MachineStatus
 from lab.place import Place
 
@@ -62,14 +62,10 @@ class Lab:
     def slow_links(self, rate: str) -> Iterator[None]:
         """Slow what comes to the machines, by either network, so that it takes its time."""
         nodes = [node.name for node in self.cluster.nodes]
-        links = [self.place(name).link(kind) for name in nodes for kind in ("management", "fabric")]
-        for link in links:
-            run(["tc", "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "128k", "latency", "300ms"])
-        try:
+        with ExitStack() as stack:
+            for link in (self.place(name).link(kind) for name in nodes for kind in ("management", "fabric")):
+                stack.enter_context(network.shaped(link, rate))
             yield
-        finally:
-            for link in links:
-                run(["tc", "qdisc", "del", "dev", link, "root"], check=False)  # a machine that was killed has none
 
 
 def eventually(done: Callable[[], bool], seconds: float = 30) -> bool:

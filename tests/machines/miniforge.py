@@ -7,11 +7,41 @@ and what a shell reads to activate and deactivate.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tests.machines.harness import Lab
 
 HOME = "/home/spark/miniforge3"
 OWNERS = "buddhist-train"
 """An environment of the owner's."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python of the machines, which are of this host's own release: 3.11.2 on Debian 12."""
+
+    version: str
+    machine: str
+    """As `uname -m` says it."""
+
+    @classmethod
+    def of(cls, lab: Lab, name: str) -> Interpreter:
+        """Ask a machine for its own."""
+        ask = "import platform; print(platform.python_version(), platform.machine())"
+        return cls(*lab.output(name, f"python3 -c '{ask}'").split())
+
+    def put_into(self, text: str) -> str:
+        """Return a text with @VERSION@, @MINOR@ and @MACHINE@ replaced."""
+        words = {"@VERSION@": self.version, "@MINOR@": self.minor, "@MACHINE@": self.machine}
+        for word, value in words.items():
+            text = text.replace(word, value)
+        return text
+
+    @property
+    def minor(self) -> str:
+        """Return it without its last number."""
+        return self.version.rpartition(".")[0]
+
 
 CONDA = """#!/usr/bin/python3
 import glob, json, os, sys
@@ -59,14 +89,14 @@ else:
 # Debian's interpreter as a package, without what leads out of it, and with the folders of every other Python.
 PACKAGE = """
 set -e
-name=python-3.11.2-0 && place=$HOME/miniforge3/pkgs/$name && mkdir -p $place/bin $place/lib $place/info
-cp /usr/bin/python3.11 $place/bin/ && ln -s python3.11 $place/bin/python && ln -s python3.11 $place/bin/python3
-cp -a /usr/lib/python3.11 $place/lib/ && mkdir $place/lib/python3.11/site-packages
-rm -rf $place/lib/python3.11/config-* $place/lib/python3.11/sitecustomize.py $place/lib/python3.11/EXTERNALLY-MANAGED
-sed -i "s/prefix_scheme = 'posix_local'/prefix_scheme = 'posix_prefix'/" $place/lib/python3.11/sysconfig.py
-ln -s site-packages $place/lib/python3.11/dist-packages
-url=https://conda.anaconda.org/conda-forge/linux-64/$name.conda
-echo '{"name": "python", "version": "3.11.2", "build": "0", "build_number": 0, "depends": ["tzdata >=2020"],' \
+name=python-@VERSION@-0 && place=$HOME/miniforge3/pkgs/$name && mkdir -p $place/bin $place/lib $place/info
+cp /usr/bin/python@MINOR@ $place/bin/ && ln -s python@MINOR@ $place/bin/python && ln -s python@MINOR@ $place/bin/python3
+cp -a /usr/lib/python@MINOR@ $place/lib/ && mkdir $place/lib/python@MINOR@/site-packages
+cd $place/lib/python@MINOR@ && rm -rf config-* sitecustomize.py EXTERNALLY-MANAGED
+sed -i "s/prefix_scheme = 'posix_local'/prefix_scheme = 'posix_prefix'/" $place/lib/python@MINOR@/sysconfig.py
+ln -s site-packages $place/lib/python@MINOR@/dist-packages
+url=https://conda.anaconda.org/conda-forge/linux-@MACHINE@/$name.conda
+echo '{"name": "python", "version": "@VERSION@", "build": "0", "build_number": 0, "depends": ["tzdata >=2020"],' \
     '"md5": "d41d8cd98f00b204e9800998ecf8427e", "url": "'$url'"}' > $place/info/repodata_record.json
 """
 
@@ -77,10 +107,10 @@ def install(lab: Lab, name: str) -> None:
         return
     lab.output(name, f"mkdir -p {HOME}/bin {HOME}/envs && cat > {HOME}/bin/conda <<'CONDA'\n{CONDA}CONDA")
     lab.output(name, f"chmod 755 {HOME}/bin/conda")
-    lab.output(name, PACKAGE)
-    lab.output(
-        name, f"cd {HOME} && mkdir conda-meta && cp pkgs/*/info/repodata_record.json conda-meta/python-3.11.2-0.json"
-    )
+    python = Interpreter.of(lab, name)
+    lab.output(name, python.put_into(PACKAGE))
+    record = f"conda-meta/python-{python.version}-0.json"
+    lab.output(name, f"cd {HOME} && mkdir conda-meta && cp pkgs/*/info/repodata_record.json {record}")
     lab.output(name, f"cd {HOME} && mkdir -p envs/{OWNERS}/conda-meta && touch conda-meta/history envs/{OWNERS}/thesis")
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from core.access import peer_ssh
 from core.process import run
 from tests.machines.checkout import Checkout
 from tests.machines.command_line import CommandLine, Ended, assert_refused, left_of
 from tests.machines.harness import Lab
+from tests.unit.peers import peer_ssh
 
 pytestmark = pytest.mark.machines
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -18,6 +15,7 @@ from tests.machines import miniforge
 from tests.machines.checkout import Checkout
 from tests.machines.command_line import CommandLine, assert_refused
 from tests.machines.harness import Lab
+from tests.unit.webserver import serving
 from wheels.lock import read_lock
 
 pytestmark = pytest.mark.machines
@@ -28,7 +26,7 @@ STACK = """\
 description = "two wheels, one of them the installer"
 lock = "config/stacks/pair.lock"
 platforms = ["x86_64", "aarch64"]
-python = ["3.11"]
+python = ["@MINOR@"]
 imports = ["idna"]
 
 [components.idna]
@@ -40,8 +38,8 @@ FLASHINFER_DISABLE_VERSION_CHECK = "1"
 GREETING = "it's $HOME"
 
 [[interpreters]]
-version = "3.11.2"
-platform = "x86_64"
+version = "@VERSION@"
+platform = "@MACHINE@"
 url = "{url}"
 sha256 = "{sha256}"
 """
@@ -49,37 +47,36 @@ sha256 = "{sha256}"
 ARCHIVE = """
 set -e
 rm -rf /tmp/brought && mkdir -p /tmp/brought/python/bin /tmp/brought/python/lib && cd /tmp/brought/python
-cp /usr/bin/python3.11 bin/ && ln -s python3.11 bin/python3 && cp -a /usr/lib/python3.11 lib/
-rm -rf lib/python3.11/config-* lib/python3.11/sitecustomize.py && find . -name __pycache__ -prune -exec rm -r {} +
+cp /usr/bin/python@MINOR@ bin/ && ln -s python@MINOR@ bin/python3 && cp -a /usr/lib/python@MINOR@ lib/
+rm -rf lib/python@MINOR@/config-* lib/python@MINOR@/sitecustomize.py && find . -name __pycache__ -prune -exec rm -r {} +
 tar -C /tmp/brought -c python | gzip -1 | base64 -w0 && rm -rf /tmp/brought
 """
 
 
 @pytest.fixture(scope="module")
-def served(lab_session: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Serve the archive of a Python; return its URL and hash."""
+def python(lab_session: Lab) -> miniforge.Interpreter:
     lab_session.up()
-    folder = tmp_path_factory.mktemp("python")
-    content = base64.b64decode(lab_session.output(A, ARCHIVE))
-    (folder / "cpython-3.11.2+20261124-install_only.tar.gz").write_bytes(content)
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{server.server_port}/cpython-3.11.2%2B20261124-install_only.tar.gz"
-        yield url, hashlib.sha256(content).hexdigest()
-        server.shutdown()
-        thread.join()
+    return miniforge.Interpreter.of(lab_session, A)
 
 
 @pytest.fixture(scope="module")
-def stack(checkout: Checkout, served: tuple[str, str]) -> Path:
+def served(lab_session: Lab, python: miniforge.Interpreter) -> Iterator[tuple[str, str]]:
+    """Serve the archive of a Python; return its URL and hash."""
+    content = base64.b64decode(lab_session.output(A, python.put_into(ARCHIVE)))
+    name = f"cpython-{python.version}%2B20261124-install_only.tar.gz"
+    with serving() as web:
+        web.pages[f"/{name}"] = content
+        yield f"{web.url}/{name}", hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def stack(checkout: Checkout, served: tuple[str, str], python: miniforge.Interpreter) -> Path:
     """Have a stack of two wheels in the copy of the project."""
     folder = checkout.folder / "config" / "stacks"
     locked = {item.name: item for item in read_lock(CONFIG / "stacks" / "cpu.lock") if item.name in ("idna", "uv")}
     (folder / "pair.lock").write_text("\n".join(item.text for item in locked.values()) + "\n", encoding="utf-8")
     url, sha256 = served
-    text = STACK.format(idna=locked["idna"].version, url=url, sha256=sha256)
+    text = python.put_into(STACK).format(idna=locked["idna"].version, url=url, sha256=sha256)
     (folder / "pair.toml").write_text(text, encoding="utf-8")
     return folder / "pair.toml"
 
@@ -127,12 +124,14 @@ def prefix(lab: Lab, name: str) -> dict[str, str]:
     return {"own": own, "base": base}
 
 
-def test_a_python_is_brought_checked_and_used(lab: Lab, brought: CommandLine, served: tuple[str, str]) -> None:
+def test_a_python_is_brought_checked_and_used(
+    lab: Lab, brought: CommandLine, served: tuple[str, str], python: miniforge.Interpreter
+) -> None:
     shown = brought.works("deploy", "--dry-run").out
-    assert "push Python 3.11.2" in shown
+    assert f"push Python {python.version}" in shown
     assert "the cluster's file says so" in shown
     brought.works("deploy")
-    folder = f"{ROOT}/python/3.11.2-{served[1][:10]}"
+    folder = f"{ROOT}/python/{python.version}-{served[1][:10]}"
     for name in (A, B):
         assert prefix(lab, name)["base"] == folder
         assert lab.output(name, f"ls {ROOT}/python") == Path(folder).name, "no archive, nothing half unpacked"
