@@ -93,6 +93,9 @@ def mount(place: Place) -> Path:
         folder.mkdir(exist_ok=True)
     # deleted files give their space back to the host: `discard` punches holes into the image
     run(["mount", "-t", "ext4", "-o", "loop,discard", str(place.disk), str(disk)])
+    # past the host's page cache, which would hold everything twice and copy it on cores that the machines need as well;
+    # where the host's filesystem has no direct I/O (tmpfs), with it (losetup(8))
+    run(["losetup", "--direct-io=on", loops(place)], check=False)
     for layer in ("upper", "work"):
         (disk / layer).mkdir(exist_ok=True)
     run(["mount", "-t", "overlay", "overlay", "-o", layers(base_of(place), disk, WORK), str(root)], cwd=WORK)

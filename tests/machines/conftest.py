@@ -62,6 +62,7 @@ def checkout(lab_session: Lab) -> Iterator[Checkout]:
 @pytest.fixture(scope="session")
 def wheels(lab_session: Lab) -> Path:
     """Return the manifest of the stack's wheels, built and fetched where they are not there yet."""
+    lab_session.up()  # a session's fixture is made before `lab` is: the test before may have killed a machine
     CommandLine(ROOT, lab_session.cluster.flag).works("build-wheels", f"--stack={lab_session.cluster.stack}")
     return max(
         (ROOT / "dist" / lab_session.cluster.stack).glob("*/manifest.json"), key=lambda path: path.stat().st_mtime

@@ -87,7 +87,7 @@ def test_a_model_comes_once_from_the_hub_and_once_over_the_fabric(lab: Lab, hub:
 def test_a_damaged_file_is_found_and_only_that_one_is_mended(lab: Lab, hub: Running, invoke: CommandLine) -> None:
     fetched(invoke, hub)
     lab.output(B, f"printf damaged | dd of={FOLDER}/{LARGE} bs=1 seek=1000000 conv=notrunc status=none")
-    assert_refused(invoke("model.verify"), ModelRefused.exit_code, B, LARGE, "model.fetch Qwen/Tiny --again")
+    assert_refused(invoke("model.verify"), ModelRefused.exit_code, B, LARGE, "model.fetch Qwen/Tiny", "--again")
     before = len(hub.cdn.asked)
     fetched(invoke, hub, "--again")
     assert_there(lab, hub)
