@@ -35,7 +35,8 @@ def ready(cluster: Cluster) -> None:
 def invoke(cluster: Cluster, *words: str) -> Completed:
     """Run a command of the suite for the machines. Raises CommandFailed."""
     program = Path(sys.executable).with_name("invoke")
-    return run([str(program), *words, f"--cluster={cluster.flag}"], cwd=ROOT, timeout=TIMEOUT)
+    argv = [str(program), *words, f"--cluster={cluster.flag}"]
+    return run(argv, cwd=ROOT, timeout=TIMEOUT, env={"PYTHONDONTWRITEBYTECODE": ""})  # as in anybody's shell
 
 
 def environment(name: str, pins: Iterable[str]) -> Path:

@@ -18,10 +18,11 @@ from urllib.parse import quote, urlsplit
 from build.gitcommand import LOCAL, NETWORK, git, program
 from build.tree import remove_tree
 from core.config import WORK, shown
+from core.download import public
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import Completed, follow
-from core.store import Slowly, full_disk, held, public
+from core.store import Slowly, full_disk, held
 
 SCHEMES = frozenset({"https", "ssh", "git"})
 """Of repositories and submodules; `file` where the recipe's own repository is one."""

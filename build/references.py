@@ -10,10 +10,10 @@ from build.git import FETCH, mirror, named, unfetched
 from build.gitcommand import NETWORK, git, program
 from build.recipe import Recipe
 from build.resolve import resolve
+from core.download import public
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import follow
-from core.store import public
 
 _ABSENT = ("not our ref", "couldn't find remote ref")
 _HIDDEN = "does not allow request for unadvertised object"

@@ -9,10 +9,11 @@ from pathlib import Path
 from build.git import FETCH, Mirror, allow, fetch, mirror, named, schemes_for, unfetched
 from build.gitcommand import NETWORK, git, program
 from core.config import WORK
+from core.download import public
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import follow
-from core.store import Slowly, public
+from core.store import Slowly
 
 
 def resolve(url: str, reference: str, report: Report, *, work: Path = WORK) -> str:

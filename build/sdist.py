@@ -19,10 +19,11 @@ from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist
 from packaging.version import Version
 
 from core.config import WORK
+from core.download import client, fetched, public, without_secrets
 from core.errors import BuildFailed
 from core.plan import Report
 from core.process import run
-from core.store import client, fetched, intact, public, without_secrets
+from core.store import intact
 from wheels.publishing.simple import Link, read_index
 
 DEFAULT = "https://pypi.org/simple"

@@ -21,8 +21,9 @@ from build.sdist import fetch_sdist
 from build.submodules import gather, write
 from build.tree import copy_tree, remove_tree, settle, tree_hash
 from core.config import ROOT, WORK, Model, shown
+from core.download import fetched, public
 from core.plan import Report
-from core.store import fetched, full_disk_is_said, held, plain_name, public
+from core.store import full_disk_is_said, held, plain_name
 
 LAYOUT = 1
 """Counts up when the same pins give other trees."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from build.git import Mirror, allow, check_out, fetch, mirror, schemes_for
 from core.config import WORK
+from core.download import public
 from core.errors import BuildFailed
 from core.plan import Report
-from core.store import public
 
 DEEPEST = 12
 """Submodules within submodules; more is a repository that contains itself."""

@@ -91,7 +91,7 @@ while time.monotonic() < heard + patience:
 
 def hold_argv(said: str, name: str = NAME, patience: float = PATIENCE) -> tuple[str, ...]:
     """Return what holds the lock on a node; ``said`` is what it answers to who asks."""
-    return ("python3", "-I", "-c", _HOLD, name, said, str(patience))
+    return ("python3", "-I", "-S", "-c", _HOLD, name, said, str(patience))
 
 
 @contextmanager

@@ -54,4 +54,4 @@ def probe_argv(request: Mapping[str, Any]) -> tuple[str, ...]:
         "import sys,zlib,base64 as b;u=lambda t:zlib.decompress(b.b64decode(t)).decode();"
         "c=u(sys.argv[1]);sys.argv[1:]=[u(sys.argv[2])];exec(c)"
     )
-    return ("python3", "-c", code, packed, asked)
+    return ("python3", "-I", "-S", "-c", code, packed, asked)

@@ -97,7 +97,7 @@ def machine_request(root: Path, packages: tuple[str, ...], python: str = "python
             "uname": ["uname", "-a"],
             "glibc": ["getconf", "GNU_LIBC_VERSION"],
             "python": [python, "--version"],
-            "headers": [python, "-c", _HEADERS],
+            "headers": [python, "-I", "-S", "-c", _HEADERS],
             "cores": ["nproc"],
             "disk": ["df", "-PB1", str(root), str(root.parent), "/"],
             "gpus": ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"],

@@ -13,7 +13,6 @@ from core.facts import Facts, NodeFacts
 from core.host import CONTROLLER
 from core.plan import Call, Push, Report, Run, Step
 from core.process import Completed
-from core.store import fetched
 from wheels.manifest import Manifest
 from wheels.target import archive_for, base_python
 
@@ -62,6 +61,8 @@ def fetch_steps(cluster: Cluster, stack: Stack, facts: Facts, manifest: Manifest
 
 def _fetch(one: Interpreter, report: Report) -> None:
     """The store may have it under another name: an older version took the one in the URL."""
+    from core.download import fetched  # noqa: PLC0415 - it takes its time to load, and few deployments fetch one
+
     fetched(one.url, one.sha256, one.archive, report).replace(stored(one))
 
 

@@ -223,7 +223,7 @@ def test_a_request_is_data_and_is_asked_in_one_command() -> None:
     assert json.loads(json.dumps(request)) == request
     assert request["commands"]["packages"][-1] == "libnuma1"
     argv = probe_argv(request)
-    assert argv[:2] == ("python3", "-c")
+    assert argv[:4] == ("python3", "-I", "-S", "-c")
     assert not any("sparkstack" in word for word in argv), "or the probe would find itself among our processes"
 
 

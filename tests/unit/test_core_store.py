@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from build.sdist import Indexes, fetch_sdist, pip_indexes
+from core.download import client, fetched, public
 from core.errors import BuildFailed, HostNotReady
-from core.store import client, digest, fetched, full_disk_is_said, has_file, held, intact, public
+from core.store import digest, full_disk_is_said, has_file, held, intact
 from tests.unit.smalldisk import mounted
 from tests.unit.webserver import Web, serving
 from wheels.publishing.simple import from_html, from_json

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from core import pythons
+from core import download, pythons
 from core.backend import Backend, Interpreter
 from core.config import Cluster, Stack, load_cluster, load_data, load_stack
 from core.errors import ConfigError, UnfitNode
@@ -25,7 +25,6 @@ from core.parsers import Taken
 from core.plan import Call, Push, Run, Step, Write
 from core.process import Completed, run
 from core.pythons import Pythons
-from core.store import fetched
 from deploy import conda, interpreter
 from deploy.collect import plan_collect
 from deploy.doctor import examine
@@ -204,7 +203,7 @@ class TestBringing:
         digest = sha256(b"archive").hexdigest()
         one = BROUGHT.model_copy(update={"sha256": digest})
         monkeypatch.setattr(interpreter, "WORK", tmp_path)
-        monkeypatch.setattr(interpreter, "fetched", partial(fetched, work=tmp_path))
+        monkeypatch.setattr(download, "fetched", partial(download.fetched, work=tmp_path))
         folder = tmp_path / "files" / digest
         folder.mkdir(parents=True)
         for name, content in there.items():

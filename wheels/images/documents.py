@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core.download import LARGEST
 from core.errors import ImageRefused
 from core.plan import Report
-from core.store import LARGEST
 
 MOST_LAYERS = 1000
 DEEPEST = 3

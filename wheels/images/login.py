@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config import shown
+from core.download import without_secrets
 from core.errors import ConfigError, RegistryRefused, UsageError
 from core.parsers import shown as printable
-from core.store import without_secrets
 from wheels.images.reference import HUB
 
 NGC = "nvcr.io"

@@ -19,9 +19,9 @@ from typing import Self
 
 import httpx
 
+from core.download import SILENCE, public, without_secrets
 from core.errors import RegistryRefused
 from core.plan import Report
-from core.store import SILENCE, public, without_secrets
 from wheels.images.login import NGC, NGC_KEY, Challenge, Credentials, bearer, challenges, credentials, scrub
 from wheels.images.patience import BUSY, Patience
 from wheels.images.reference import HUB, HUB_SERVER, is_loopback

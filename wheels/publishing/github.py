@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from core.download import SILENCE, public, without_secrets
 from core.errors import PublishRefused, RegistryRefused, UsageError
 from core.plan import Report, megabytes
-from core.store import BLOCK, SILENCE, Slowly, public, without_secrets
+from core.store import BLOCK, Slowly
 from wheels.images.patience import BUSY, Patience
 from wheels.images.reference import is_loopback
 from wheels.manifest import Manifest

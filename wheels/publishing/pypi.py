@@ -21,10 +21,10 @@ from packaging.utils import parse_wheel_filename
 from twine.exceptions import TwineException
 from twine.utils import DEFAULT_CONFIG_FILE, get_config
 
+from core.download import SILENCE, public, without_secrets
 from core.errors import CommandFailed, PublishRefused, RegistryRefused, UsageError
 from core.plan import Report, megabytes
 from core.process import follow
-from core.store import SILENCE, public, without_secrets
 from wheels.publishing.release import Part, Release
 from wheels.publishing.simple import ACCEPT, Link, links_of
 

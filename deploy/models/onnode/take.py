@@ -11,10 +11,11 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,11 @@ def _bring_all(caller: Caller, arrivals: Sequence[Arrival]) -> None:
         common.threads(STREAMS) as checks,
         common.threads(STREAMS) as streams,
     ):
-        link = _Link(caller, progress, streams)
-        moved = {arrival: list(_begin(link, arrival, missing)) for arrival, missing in coming.items()}
+        link, moved = _Link(caller, progress), {arrival: list[Future[None]]() for arrival in coming}
+        for arrival, missing in coming.items():
+            _begin(arrival, missing)
+        for arrival, number in _in_turn(coming):
+            moved[arrival].append(streams.submit(common.patiently, partial(_range, link, arrival, number)))
         _all([checks.submit(_finish, arrival) for arrival, ranges in moved.items() if _all(ranges)])
 
 
@@ -138,25 +142,30 @@ def _all(futures: Sequence[Future[None]]) -> bool:
 
 @dataclass(frozen=True)
 class _Link:
-    """What ranges come over."""
+    """What ranges come over; the lock is for their records."""
 
     caller: Caller
     progress: Progress
-    streams: ThreadPoolExecutor
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def _begin(link: _Link, arrival: Arrival, missing: Sequence[int]) -> Iterator[Future[None]]:
-    """Order the ranges that a file lacks."""
+def _begin(arrival: Arrival, missing: Sequence[int]) -> None:
+    """Make room for the ranges that a file lacks."""
     if len(missing) == -(-arrival.entry.size // RANGE):
         arrival.forget()
     arrival.part.touch()
     os.truncate(arrival.part, arrival.entry.size)
-    lock = threading.Lock()
-    for number in missing:
-        yield link.streams.submit(common.patiently, partial(_range, link, arrival, number, lock))
 
 
-def _range(link: _Link, arrival: Arrival, number: int, lock: threading.Lock) -> None:
+def _in_turn(coming: Mapping[Arrival, Sequence[int]]) -> Iterator[tuple[Arrival, int]]:
+    """Yield ranges of as many files as there are streams in turn: where two write to one file, one waits (inode lock)."""
+    ranges = [[(arrival, number) for number in missing] for arrival, missing in coming.items()]
+    for first in range(0, len(ranges), STREAMS):
+        for row in zip_longest(*ranges[first : first + STREAMS]):
+            yield from filter(None, row)
+
+
+def _range(link: _Link, arrival: Arrival, number: int) -> None:
     """Bring one range to its place in the file. Raises Again when the connection ends too early."""
     start, end = arrival.bounds(number)
     answer = link.caller.file(arrival.number, start, end, arrival.entry.size)
@@ -169,7 +178,7 @@ def _range(link: _Link, arrival: Arrival, number: int, lock: threading.Lock) -> 
     if at < end:
         link.progress.add(start - at)
     require_all(link.caller, arrival.entry.path, at, end)
-    with lock, arrival.record.open("a", encoding="ascii") as record:
+    with link.lock, arrival.record.open("a", encoding="ascii") as record:
         record.write(f"{number}\n")
 
 
