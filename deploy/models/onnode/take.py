@@ -158,7 +158,7 @@ def _begin(arrival: Arrival, missing: Sequence[int]) -> None:
 
 
 def _in_turn(coming: Mapping[Arrival, Sequence[int]]) -> Iterator[tuple[Arrival, int]]:
-    """Yield ranges of as many files as there are streams in turn: of two that write to one file, one waits (its lock)."""
+    """Yield ranges of as many files as there are streams in turn: where two write to one file, one waits."""
     ranges = [[(arrival, number) for number in missing] for arrival, missing in coming.items()]
     for first in range(0, len(ranges), STREAMS):
         for row in zip_longest(*ranges[first : first + STREAMS]):
