@@ -22,7 +22,7 @@ from core.config import Cluster, Node
 from core.errors import FactsError, LockHeld
 from core.hand import Hand
 from core.host import Held, Host
-from core.parsers import record
+from core.parsers import record, shown
 from core.remote import Hosts
 
 NAME = "sparkstack"
@@ -190,7 +190,7 @@ def _who(text: str) -> str:
     try:
         holder = record(text)
         said = f"{holder['command']} by {holder['by']} (process {holder['pid']} there, since {holder['at']})"
-        return "".join(sign for sign in said if sign.isprintable())[:MOST]
+        return shown(said)[:MOST]
     except (ValueError, KeyError):
         return "another command that does not say who it is"
 
