@@ -63,8 +63,14 @@ class NodeFacts:
     """Path to content of the suite's own units and environment files."""
     processes: tuple[parsers.Process, ...]
     listening: tuple[parsers.Listener, ...] = ()
-    token: bool = False
-    """Whether the API gave a token when it was asked (on the head, when a question was given)."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the node's supervisor says of the service (serve/onnode/record.py); empty where none runs."""
+    live: Mapping[str, Any] = field(default_factory=dict)
+    """What vLLM's watch says of its tokens (serve/onnode/engine.py); on the head only."""
+    now: float | None = None
+    """Seconds since the epoch by the node's own clock."""
+    lingers: bool = False
+    """Whether the SSH user counts as logged in always: logind then leaves its shared memory alone."""
     toolchain: parsers.Toolchain = field(default_factory=parsers.Toolchain)
     """What builds wheels there."""
     builds: frozenset[str] = frozenset()
@@ -261,7 +267,10 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         files=reader.files("own"),
         processes=reader.out("processes", parsers.processes),
         listening=reader.out("listening", parsers.listeners),
-        token=reader.out("token", parsers.token_came),
+        state=parsers.record_or_none(reader.file("state")),
+        live=parsers.record_or_none(reader.file("live")),
+        now=reader.out("clock", lambda text: float(text.split()[1]) if text.strip() else None),
+        lingers=bool(reader.files("linger")),
         toolchain=_toolchain(reader),
         builds=reader.out("builds", parsers.ended_builds),
         history=reader.out("history", parsers.history),

@@ -13,7 +13,6 @@ from core.config import Cluster, Node, Profile
 from core.facts import NodeFacts, gather
 from core.question import Question
 from core.remote import Hosts
-from core.token import ask_argv
 from serve import ray
 from serve.cluster import START_ORDER
 
@@ -43,7 +42,7 @@ class Status:
 
 def look(cluster: Cluster, profile: Profile, hosts: Hosts) -> Status:
     """Ask every node, Ray, and the API for a token."""
-    question = Question(profile, (), ask_argv(cluster.api_url, profile.served_names[0], timeout=15))
+    question = Question(profile)
     facts = gather(hosts, cluster, question).parsed()
     head = facts[cluster.head.name]
     members: tuple[ray.RayNode, ...] = ()
@@ -51,7 +50,7 @@ def look(cluster: Cluster, profile: Profile, hosts: Hosts) -> Status:
         argv = ray.nodes_argv(cluster, head.current)
         members = ray.parse(hosts[cluster.head.name].run(argv, check=False, timeout=90).out)
     nodes = tuple(_node(cluster, node, facts[node.name], members) for node in cluster.nodes)
-    return Status(cluster.name, cluster.api_url, head.token, nodes)
+    return Status(cluster.name, cluster.api_url, bool(head.live.get("ready")), nodes)
 
 
 def _node(cluster: Cluster, node: Node, seen: NodeFacts, members: tuple[ray.RayNode, ...]) -> NodeStatus:
