@@ -58,8 +58,8 @@ def _streamed(endpoint: Endpoint, body: dict[str, Any], on_piece: Callable[[str]
     return {"answer": "".join(pieces), "finish_reason": finish, "model": body["model"]}
 
 
-def _headers(endpoint: Endpoint) -> dict[str, bytes]:
-    return {"Authorization": b"Bearer " + endpoint.key.encode()}
+def _headers(endpoint: Endpoint) -> dict[bytes, bytes]:
+    return {b"Authorization": b"Bearer " + endpoint.key.encode()}
 
 
 def _refused(endpoint: Endpoint, code: int, text: str) -> SparkstackError:

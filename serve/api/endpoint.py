@@ -43,7 +43,10 @@ def find(cluster: Cluster, head: Host, key: str = "") -> Endpoint:
 
 
 def read_key(cluster: Cluster, head: Host) -> str:
-    """Return the API key out of its file, as root. Raises NotServing when there is none yet, NotConverged for another."""
+    """Return the API key out of its file, as root.
+
+    Raises NotServing when there is none yet, NotConverged when it is not the one that is let in.
+    """
     known = fingerprints(_text(head, FINGERPRINTS)).get(API_KEY)
     if known is None:
         raise no_key(cluster)
