@@ -1,4 +1,4 @@
-"""Tasks of serve/: serve, restart, stop, status, logs, chat."""
+"""Tasks of serve/: serve, restart, stop, status, logs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from core.remote import Hosts
 from serve import logs as journals
 from serve.api.keys import Secrets
 from serve.api.tls import PACKAGE
-from serve.chat import ask
 from serve.cluster import Service
 from serve.files import PACKAGES
 from serve.service import Wish, plan_serve, plan_stop, plan_unready, require_model, require_packages
@@ -167,16 +166,3 @@ def logs(_: Context, cluster: str = "", follow: bool = False, lines: int = 200) 
             journals.follow(chosen, hosts, lines, answer)
         else:
             answer("\n".join(journals.merged(chosen, hosts, lines)) or "no lines yet")
-
-
-@task(help={"prompt": "what to ask", "cluster": HELP["cluster"], "profile": HELP["profile"], "json": HELP["json"]})
-@command
-def chat(_: Context, prompt: str, cluster: str = "", profile: str = "", json: bool = False) -> None:
-    """Ask the model and print its answer as it comes."""
-    chosen = chosen_cluster(cluster)
-    name = load_profile(profile or chosen.profile).served_names[0]
-    if json:
-        answer_json(ask(chosen, name, prompt, lambda _: None))
-        return
-    ask(chosen, name, prompt, lambda piece: print(piece, end="", flush=True))
-    print()
