@@ -85,6 +85,8 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "models": [f"{folder}/{MODEL_MANIFEST}" for folder in _model_folders(root, model)],
             "hooks": [f"{root}/releases/*{pythons.IN_RELEASE}"],
             "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
+            "state": ["/run/sparkstack/state.json"],
+            "live": ["/run/sparkstack-vllm/live.json"],
         },
     }
 
