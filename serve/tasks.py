@@ -1,4 +1,4 @@
-"""Tasks of serve/: serve, restart, stop, status, logs, chat."""
+"""Tasks of serve/: serve, restart, stop, chat."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
 from core.token import ask_argv
-from serve import logs as journals
 from serve.chat import ask
 from serve.cluster import Service
 from serve.service import plan_serve, plan_stop, plan_unready, require_model
-from serve.status import as_data, look, table
 from wheels.manifest import planned
 from wheels.target import common_target
 
@@ -128,30 +126,6 @@ def stop(
             raise NotServing("processes of ours are left", node=name, next_move="end them: kill PID", evidence=shown)
     if not json:
         answer("no process of ours is left on " + ", ".join(left))
-
-
-@task(help={"cluster": HELP["cluster"], "json": HELP["json"]})
-@command
-def status(_: Context, cluster: str = "", json: bool = False) -> None:
-    """Show nodes, releases, units, Ray and the API on one screen."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        seen = look(chosen, load_profile(chosen.profile), hosts)
-    answer_json(as_data(seen)) if json else answer(table(seen))
-
-
-@task(
-    help={"cluster": HELP["cluster"], "follow": "go on as lines come (Ctrl-C ends it)", "lines": "lines of each node"},
-)
-@command
-def logs(_: Context, cluster: str = "", follow: bool = False, lines: int = 200) -> None:
-    """Show the journals of our units on all nodes, merged by time."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        if follow:
-            journals.follow(chosen, hosts, lines, answer)
-        else:
-            answer("\n".join(journals.merged(chosen, hosts, lines)) or "no lines yet")
 
 
 @task(help={"prompt": "what to ask", "cluster": HELP["cluster"], "profile": HELP["profile"], "json": HELP["json"]})
