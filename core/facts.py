@@ -97,6 +97,12 @@ class NodeFacts:
     """What environments can be made of."""
     hooks: Mapping[str, str] = field(default_factory=dict)
     """Release id to what `conda activate` reads there, where conda made it."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the node's supervisor says of the service; nothing where none has run since the node started."""
+    live: Mapping[str, Any] = field(default_factory=dict)
+    """What the model server says of its requests, on the head."""
+    moment: float = 0.0
+    """The node's own clock at the end of the probe, in seconds since 1970; 0 where it was not asked."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -287,6 +293,9 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         },
         pythons=reader.out("pythons", pythons.parse),
         hooks={path.removesuffix(pythons.IN_RELEASE).rpartition("/")[2]: text for path, text in hooks},
+        state=parsers.record_or_none(reader.file("state")),
+        live=parsers.record_or_none(reader.file("live")),
+        moment=reader.out("clock", lambda text: float(text.split()[1]) if text.strip() else 0.0),
     )
 
 

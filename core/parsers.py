@@ -19,6 +19,7 @@ UNIT_PROPERTIES = (
     "MainPID",
     "NRestarts",
     "ActiveEnterTimestamp",
+    "UnitFileState",
 )
 
 TOOLS = ("g++", "git", "ccache", "sccache")
@@ -87,6 +88,8 @@ class Unit:
     pid: int
     restarts: int
     since: str
+    enabled: bool = False
+    """Whether it starts with the machine."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,7 @@ def units(text: str) -> dict[str, Unit]:
                 pid=int(fields.get("MainPID") or 0),
                 restarts=int(fields.get("NRestarts") or 0),
                 since=fields.get("ActiveEnterTimestamp", ""),
+                enabled=fields.get("UnitFileState", "").startswith("enabled"),
             )
     return found
 

@@ -1,4 +1,4 @@
-"""Tasks of serve/: serve, restart, stop, status, logs."""
+"""Tasks of serve/: serve, restart, stop."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge
+from core.command import Options, answer, command, converge
 from core.config import Cluster, Stack, load_profile
 from core.errors import NotServing, UnfitNode
 from core.facts import Facts, gather
 from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
-from serve import logs as journals
 from serve.api.keys import Secrets
 from serve.api.tls import PACKAGE
 from serve.cluster import Service
 from serve.files import PACKAGES
 from serve.service import Wish, plan_serve, plan_stop, plan_unready, require_model, require_packages
-from serve.status import as_data, look, table
 from wheels.manifest import planned
 from wheels.target import common_target
 
@@ -142,27 +140,3 @@ def stop(
             raise NotServing("processes of ours are left", node=name, next_move="end them: kill PID", evidence=shown)
     if not json:
         answer("no process of ours is left on " + ", ".join(left))
-
-
-@task(help={"cluster": HELP["cluster"], "json": HELP["json"]})
-@command
-def status(_: Context, cluster: str = "", json: bool = False) -> None:
-    """Show nodes, releases, units, Ray and the API on one screen."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        seen = look(chosen, load_profile(chosen.profile), hosts)
-    answer_json(as_data(seen)) if json else answer(table(seen))
-
-
-@task(
-    help={"cluster": HELP["cluster"], "follow": "go on as lines come (Ctrl-C ends it)", "lines": "lines of each node"},
-)
-@command
-def logs(_: Context, cluster: str = "", follow: bool = False, lines: int = 200) -> None:
-    """Show the journals of our units on all nodes, merged by time."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        if follow:
-            journals.follow(chosen, hosts, lines, answer)
-        else:
-            answer("\n".join(journals.merged(chosen, hosts, lines)) or "no lines yet")

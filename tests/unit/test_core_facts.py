@@ -397,3 +397,15 @@ def test_an_inventory_is_read_by_release_and_by_path() -> None:
     assert seen.entries == {"releases", "wheels"}
     assert seen.used == {f"{root}/releases/one": 9, root: 20}, "the whole counts a file that two share once"
     assert seen.locks == {"one": "torch==1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [('{"phase": "serving"}', {"phase": "serving"}), ("half a f", {}), ("[1]", {}), (None, {})],
+    ids=["whole", "damaged", "no object", "none"],
+)
+def test_what_a_supervisor_says_is_read_with_the_nodes_own_clock(text: str | None, state: dict[str, str]) -> None:
+    files = {} if text is None else {"/run/sparkstack/state.json": text}
+    clock = {"code": 0, "out": "1771000000.310 1771000001.120\n"}
+    seen = parse("lab-a", {**changed("state", {"code": 0, "files": files}), "clock": clock})
+    assert (seen.state, seen.live, seen.moment) == (state, {}, 1771000001.12)

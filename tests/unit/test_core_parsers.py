@@ -198,6 +198,9 @@ def test_a_unit_that_does_not_exist_is_none() -> None:
     assert parsers.units("") == {}
 
 
+STATES = ("enabled", "enabled-runtime", "disabled", "")
+
+
 def test_units_are_read_with_state_and_process() -> None:
     second = (
         out("units").replace("ray-head", "vllm").replace("=active", "=failed").replace("NRestarts=0", "NRestarts=2")
@@ -208,6 +211,14 @@ def test_units_are_read_with_state_and_process() -> None:
     assert (head.loaded, head.active, head.sub, head.pid) == (True, "active", "running", 394)
     assert head.since == "Mon 2026-11-23 08:43:35 UTC"
     assert (vllm.active, vllm.restarts) == ("failed", 2)
+    assert [
+        parsers.units(out("units") + f"UnitFileState={word}\n")["sparkstack-ray-head"].enabled for word in STATES
+    ] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_processes_keep_their_whole_command() -> None:
