@@ -27,6 +27,7 @@ TASKS: Mapping[str, str] = {
     "status": "serve.tasks:status",
     "logs": "serve.tasks:logs",
     "chat": "serve.tasks:chat",
+    "monitor": "serve.monitor.tasks:monitor",
     "demo": "lab.tasks:demo",
     "build.lock": "build.tasks:lock",
     "build.bundle": "build.tasks:bundle",
