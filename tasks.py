@@ -29,6 +29,7 @@ TASKS: Mapping[str, str] = {
     "chat": "serve.api.tasks:chat",
     "key.show": "serve.api.tasks:show",
     "key.rotate": "serve.api.tasks:rotate",
+    "monitor": "serve.monitor.tasks:monitor",
     "demo": "lab.tasks:demo",
     "build.lock": "build.tasks:lock",
     "build.bundle": "build.tasks:bundle",

@@ -14,6 +14,7 @@ from core.errors import UsageError
 from core.question import model_folder
 from deploy.checks.gpu import FEWER_RANKS
 
+UNIT_FOLDER = PurePosixPath("/etc/systemd/system")
 SUPERVISOR = "sparkstack-supervisor"
 RAY_HEAD, RAY_WORKER, VLLM, RANK = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm", "sparkstack-rank"
 ENGINE = (RAY_HEAD, RAY_WORKER, RANK, VLLM)

@@ -17,7 +17,7 @@ from deploy.environment import interpreter
 from deploy.need import need_of
 from deploy.shape import read_shape
 from serve.api.tls import CADDYFILE, proxy_files
-from serve.cluster import SUPERVISOR, Service
+from serve.cluster import SUPERVISOR, UNIT_FOLDER, Service
 from serve.commands import VLLM_PORTS, WORKER_PORTS, environment_of, fabric_interface, rank_argv, vllm_argv
 from serve.templates import render
 
@@ -25,7 +25,6 @@ ETC = PurePosixPath("/etc/sparkstack")
 NODE_ENV = ETC / "node.env"
 WANTED = ETC / "service.json"
 FIREWALL = ETC / "firewall.nft"
-UNIT_FOLDER = PurePosixPath("/etc/systemd/system")
 CODE = PurePosixPath("/usr/local/lib/sparkstack")
 MARKER = "made by sparkstack (invoke serve); changes are overwritten"
 PACKAGES = ("nftables",)

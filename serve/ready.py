@@ -83,7 +83,7 @@ def serving(seen: NodeFacts, generation: str) -> bool:
 
 def fresh(seen: NodeFacts) -> Mapping[str, Any]:
     """Return a node's state file; empty where its supervisor has not written it lately."""
-    age = (seen.now or 0) - float(seen.state.get("at", 0) or 0)
+    age = seen.moment - float(seen.state.get("at", 0) or 0)
     return seen.state if abs(age) < FRESH else {}
 
 
