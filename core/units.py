@@ -8,7 +8,13 @@ from core.facts import NodeFacts
 
 RUNNING = ("active", "activating", "reloading", "deactivating")
 """States of a unit in which processes of it may live."""
-VLLM = "sparkstack-vllm"
+SUPERVISOR = "sparkstack-supervisor"
+RAY_HEAD, RAY_WORKER, VLLM, RANK = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm", "sparkstack-rank"
+ENGINE = (RAY_HEAD, RAY_WORKER, RANK, VLLM)
+"""Units that hold memory and ports while a model is served; the supervisors start and end them."""
+PROXY = "sparkstack-proxy"
+SERVICE = (SUPERVISOR, PROXY, *ENGINE)
+"""Units that `invoke serve` makes."""
 PROMETHEUS, NODE_EXPORTER = "sparkstack-prometheus", "sparkstack-node-exporter"
 MONITOR = (PROMETHEUS, NODE_EXPORTER)
 """Units that watch and serve nothing: `invoke monitor` starts and stops them."""
@@ -20,6 +26,11 @@ for unit do
     ! systemctl --quiet is-failed "$unit" || systemctl reset-failed "$unit" || exit
 done
 """
+
+
+def in_service(seen: NodeFacts) -> list[str]:
+    """Name the units of a service that run on a node."""
+    return [name for name in SERVICE if runs(seen, name)]
 
 
 def runs(seen: NodeFacts, name: str) -> bool:

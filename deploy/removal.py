@@ -30,6 +30,7 @@ _PROMETHEUS = f"/etc/systemd/system/{PROMETHEUS}.service"
 
 _FILES = """
 rm -f -- "$@" /etc/systemd/system/*.wants/sparkstack-*.service || exit
+rm -rf -- /etc/sparkstack/credentials /usr/local/lib/sparkstack /var/cache/sparkstack || exit
 [ ! -d /etc/sparkstack ] || rmdir --ignore-fail-on-non-empty /etc/sparkstack || exit
 systemctl daemon-reload
 """
@@ -91,6 +92,10 @@ def _running(seen: NodeFacts) -> list[str]:
 
 def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:
     """End our units, the failed ones too, so that systemd forgets them; systemd orders them among each other."""
+    kept = sorted(name for name, unit in seen.units.items() if unit.enabled)
+    if kept:
+        argv = ("systemctl", "disable", "--quiet", *kept)
+        yield Run(node=node.name, title="start nothing at boot", reason="it goes", argv=argv, privileged=True)
     units = sorted(name for name, unit in seen.units.items() if unit.active in (*RUNNING, "failed"))
     if units:
         yield Run(
@@ -115,7 +120,7 @@ def _files(node: Node, seen: NodeFacts) -> Iterator[Step]:
     if seen.files:
         yield Run(
             node=node.name,
-            title=f"remove {len(seen.files)} files in /etc",
+            title=f"remove {len(seen.files)} files, the cache and the keys",
             reason="invoke serve and invoke monitor wrote them",
             argv=("sh", "-c", _FILES, "sh", *sorted(seen.files)),
             privileged=True,

@@ -12,14 +12,10 @@ from packaging.version import Version
 from core.config import Cluster, Node, Profile, Stack
 from core.errors import UsageError
 from core.question import model_folder
+from core.units import RANK, RAY_HEAD, RAY_WORKER, VLLM
 from deploy.checks.gpu import FEWER_RANKS
 
 UNIT_FOLDER = PurePosixPath("/etc/systemd/system")
-SUPERVISOR = "sparkstack-supervisor"
-RAY_HEAD, RAY_WORKER, VLLM, RANK = "sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm", "sparkstack-rank"
-ENGINE = (RAY_HEAD, RAY_WORKER, RANK, VLLM)
-"""Units that the supervisors start and end."""
-START_ORDER = (SUPERVISOR, *ENGINE)
 
 RAY_TOKENS = Version("2.52")
 """Ray asks who somebody is from this version on (https://docs.ray.io/en/latest/ray-security/token-auth.html)."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from core.config import Cluster
 from core.facts import Facts
 from core.plan import Run, Step
-from core.units import runs
-from serve.cluster import VLLM
+from core.units import VLLM, runs
 
 SIGN = "/run/sparkstack/drain"
 """While it is there the guard refuses new requests."""

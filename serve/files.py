@@ -13,11 +13,12 @@ from typing import Any
 from core.config import RAY_PORTS, ROOT, Cluster, Node
 from core.errors import ConfigError
 from core.facts import Facts, NodeFacts
+from core.units import SUPERVISOR
 from deploy.environment import interpreter
 from deploy.need import need_of
 from deploy.shape import read_shape
 from serve.api.tls import CADDYFILE, proxy_files
-from serve.cluster import SUPERVISOR, UNIT_FOLDER, Service
+from serve.cluster import UNIT_FOLDER, Service
 from serve.commands import VLLM_PORTS, WORKER_PORTS, environment_of, fabric_interface, rank_argv, vllm_argv
 from serve.templates import render
 

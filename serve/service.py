@@ -12,11 +12,11 @@ from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.question import model_command
-from core.units import runs, stop_argv
+from core.units import ENGINE, PROXY, SUPERVISOR, runs, stop_argv
 from serve import drain, flags, ready
 from serve.api.keys import Secrets, credential_steps
-from serve.api.tls import PROXY, require_proxy
-from serve.cluster import ENGINE, SUPERVISOR, Service
+from serve.api.tls import require_proxy
+from serve.cluster import Service
 from serve.deviations import deviations
 from serve.files import PACKAGES, WANTED, files_of, lacking, present, stale
 from serve.musts import doubts, require_musts
@@ -54,13 +54,12 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
     if not (changed or keys or down or over or wish.restart):
         wait = () if ready.serving(facts[cluster.head.name], generation) else _token(service, generation)
         return make_plan(title, [(FIRST_TOKEN, wait)], notes if wait else ())
-    checks = (flags.check_step(service),) if changed else ()
-    started = [step for node in cluster.nodes for step in _start(service, node)]
     why = "restart was asked for" if wish.restart else "what runs is not what is wanted"
     return make_plan(
         title,
         [
-            ("check the flags", checks if _anything(cluster, facts) else ()),
+            # where nothing runs nothing can be lost by a wrong one: vLLM refuses it itself, and sooner
+            ("check the flags", (flags.check_step(service),) if changed and _anything(cluster, facts) else ()),
             *stop_stages(cluster, facts, why, wish.drain),
             ("secrets", keys),
             (CONFIGURE, (step for node in changed for step in _configure(node, files[node.name], facts[node.name]))),
@@ -68,8 +67,7 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
                 "keep shared memory",
                 (step for node in cluster.nodes for step in _linger(cluster, node, facts[node.name])),
             ),
-            # where nothing can be lost by it, vLLM's parser is asked while Ray starts
-            (START, (*started, *(() if _anything(cluster, facts) else checks))),
+            (START, (step for node in cluster.nodes for step in _start(service, node))),
             (FIRST_TOKEN, _token(service, generation)),
         ],
         notes,

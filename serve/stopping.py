@@ -10,10 +10,8 @@ from core.errors import NotServing
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.surroundings import OurProcess
-from core.units import RUNNING, stop_argv
+from core.units import ENGINE, PROXY, RUNNING, SERVICE, SUPERVISOR, stop_argv
 from serve import drain
-from serve.api.tls import PROXY
-from serve.cluster import ENGINE, SUPERVISOR
 
 OURS = "sparkstack-"
 """How the names of our units begin."""
@@ -51,8 +49,7 @@ def _stop(node: Node, seen: NodeFacts, reason: str) -> Iterator[Step]:
 
 def _rest(node: Node, seen: NodeFacts) -> Iterator[Step]:
     """End other units of ours that run, and processes whose unit or starter is gone."""
-    service = {SUPERVISOR, PROXY, *ENGINE}
-    units = sorted(name for name in seen.units if name not in service and _there(seen, name))
+    units = sorted(name for name in seen.units if name not in SERVICE and _there(seen, name))
     if units:
         title, argv = f"stop {', '.join(units)}", stop_argv(units)
         yield Run(node=node.name, title=title, reason="--all", argv=argv, privileged=True, timeout=180)
@@ -92,4 +89,4 @@ def require_nothing_left(cluster: Cluster, facts: Facts, *, everything: bool) ->
 def _watches(process: OurProcess) -> bool:
     """Whether it belongs to a unit of ours that is none of the service's (invoke monitor)."""
     name = process.unit.removesuffix(".service")
-    return name.startswith(OURS) and name not in (SUPERVISOR, PROXY, *ENGINE)
+    return name.startswith(OURS) and name not in SERVICE

@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 from core.config import Cluster
 from core.errors import UnfitNode
 from core.facts import Facts
+from core.units import PROXY
 from serve.templates import render
 
-PROXY = "sparkstack-proxy"
 PACKAGE = "caddy"
 CADDYFILE = PurePosixPath("/etc/sparkstack/Caddyfile")
 UNIT = PurePosixPath(f"/etc/systemd/system/{PROXY}.service")
