@@ -17,7 +17,8 @@ def real_error(log: str) -> str:
     """
     lines = re.findall(r"(?:^|[ \]])((?:\w+\.)*\w*(?:Error|Exception)\b: .+)", log, re.MULTILINE)
     telling = [line for line in lines if "See root cause above" not in line and "Engine core proc" not in line]
-    other = re.findall(r"(Check failed: .+|\w+ fatal +: .+|.*error while loading shared libraries.*|[\w ]+: error: .+)", log)
+    tools = r"(Check failed: .+|\w+ fatal +: .+|.*error while loading shared libraries.*|[\w ]+: error: .+)"
+    other = re.findall(tools, log)
     last = (log.strip().splitlines() or ["it left no line in the journal"])[-1]
     return str((telling or other or lines or [last])[0]).strip()[:LONGEST]
 
