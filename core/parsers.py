@@ -347,9 +347,3 @@ def record_or_none(text: str) -> dict[str, Any]:
 def shown(text: str) -> str:
     """Return what somebody else wrote as it may be shown: no line breaks, no signs that move a terminal's cursor."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
-
-
-def token_came(text: str) -> bool:
-    """Parse the head's answer to the question for a token (core/token.py): JSON with "tokens"."""
-    match = re.search(r'"tokens": (\d+)', text)
-    return match is not None and int(match[1]) > 0

@@ -8,6 +8,10 @@ from core.facts import NodeFacts
 
 RUNNING = ("active", "activating", "reloading", "deactivating")
 """States of a unit in which processes of it may live."""
+VLLM = "sparkstack-vllm"
+PROMETHEUS, NODE_EXPORTER = "sparkstack-prometheus", "sparkstack-node-exporter"
+MONITOR = (PROMETHEUS, NODE_EXPORTER)
+"""Units that watch and serve nothing: `invoke monitor` starts and stops them."""
 
 # what ends with another code than 0 when it is told to end is no failure, and is not shown as one afterwards
 _STOP = """
@@ -27,3 +31,8 @@ def runs(seen: NodeFacts, name: str) -> bool:
 def stop_argv(units: Sequence[str]) -> tuple[str, ...]:
     """Return the argv that stops units, those that have failed too, and has systemd forget that they failed."""
     return ("sh", "-c", _STOP, "sh", *units)
+
+
+def clean_argv(unit: str) -> tuple[str, ...]:
+    """Return the argv that removes what a stopped unit has kept in its StateDirectory=."""
+    return ("systemctl", "clean", "--what=state", f"{unit}.service")

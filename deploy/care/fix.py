@@ -16,6 +16,7 @@ from core.plan import Plan, Run, Step, make_plan
 from core.process import Completed
 from core.surroundings import OurProcess
 from core.units import stop_argv
+from deploy import apt
 from deploy.checks.case import Case
 from deploy.checks.residents import OURS, left_over, loses_memory, what_is_held
 from wheels.target import packages_for
@@ -65,9 +66,6 @@ if open_ones:
 """
 GRACE = 10
 """Seconds between SIGTERM and SIGKILL."""
-
-_APT = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "apt-get", "--option=DPkg::Lock::Timeout=60")
-"""needrestart (Ubuntu) would restart services by itself: it is told to list them only."""
 
 
 def plan_fix(case: Case) -> Plan:
@@ -144,32 +142,8 @@ def _linger(case: Case, node: Node) -> Run:
 
 def _packages(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
     missing = sorted(set(packages_for(case.cluster, case.stack, seen)) - seen.packages)
-    if not missing:
-        return
-    install = ("install", "--yes", "--no-install-recommends", "--no-remove", *missing)
-    for title, reason, words in (
-        ("ask the package sources anew", "an old list names packages that are no longer there", ("update",)),
-        (f"install {' '.join(missing)}", f"the stack {case.stack.name} needs it", install),
-    ):
-        yield Run(
-            node=node.name,
-            title=title,
-            reason=reason,
-            argv=(*_APT, *words),
-            privileged=True,
-            timeout=900,
-            failure=partial(_apt_failed, node, title),
-        )
-
-
-def _apt_failed(node: Node, title: str, done: Completed) -> UnfitNode:
-    said = [line for line in (done.out + done.err).splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    return UnfitNode(
-        f"apt could not {title}",
-        node=node.name,
-        next_move="on the node: look at /etc/apt/sources.list, sources.list.d and the way to the mirror; then again",
-        evidence="\n".join(said[-8:]) or done.tail(8),
-    )
+    if missing:
+        yield from apt.install(node, missing, f"the stack {case.stack.name} needs it")
 
 
 def _notes(case: Case) -> Iterator[str]:

@@ -18,7 +18,7 @@ from core.errors import SparkstackError, UsageError
 from core.parsers import record_or_none, shown
 from core.process import end_all
 from core.remote import Hosts
-from serve.ready import real_error
+from serve.onnode.reasons import real_error
 
 PREFIX = "sparkstack-"
 UNITS = tuple(

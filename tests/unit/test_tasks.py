@@ -18,7 +18,7 @@ import build.tasks
 import deploy.tasks
 import tasks
 from core import apply, command, config
-from core.errors import BuildFailed, Doubtful, InUse, UnfitNode, UsageError
+from core.errors import BuildFailed, Doubtful, InUse, NotServing, UnfitNode, UsageError
 from core.plan import Call, make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
@@ -45,6 +45,7 @@ COMMANDS = {
         "remove",
         "network",
     ),
+    *(f"key.{name}" for name in ("show", "rotate")),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
     *(f"model.{name}" for name in ("fetch", "list", "verify", "remove")),
@@ -52,12 +53,12 @@ COMMANDS = {
 }
 PLANNING = [
     *("build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"),
-    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network"),
+    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network", "key.rotate"),
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
     *("facts", "report", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
-    *("wheels.inspect", "wheels.verify", "model.list", "model.verify"),
+    *("wheels.inspect", "wheels.verify", "model.list", "model.verify", "key.show"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -332,6 +333,7 @@ def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:
         (("deploy", "--cluster", "spark", "--facts", "none.json"), 10, "none.json cannot be read"),
         (("releases", "--collect", "--keep", "1", *PAIR), UsageError.exit_code, "--keep 1 cannot be"),
         (("releases", "--keep", "3", *PAIR), UsageError.exit_code, "say --collect"),
+        (("key.rotate", "--cluster", "spark", *PAIR), NotServing.exit_code, "there is no API key yet"),
         (("rollback", "--to", "guide", *PAIR), UsageError.exit_code, "no node has a complete release guide"),
     ],
 )
