@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as notation
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from invoke.context import Context
 from invoke.tasks import task
@@ -12,11 +13,13 @@ from rich.console import Console
 from core.choice import chosen_cluster
 from core.command import answer, answer_json, command
 from core.config import Cluster
-from core.errors import SparkstackError
+from core.errors import SparkstackError, UsageError
 from core.process import end_all
 from core.remote import Hosts
 from core.screen import Screen
 from serve.view import logs as journals
+from serve.view import traffic
+from serve.view.probe import prove, unproven
 from serve.view.screen import as_text, screen
 from serve.view.status import Status, as_data, look, trouble
 from serve.view.watch import Looking, stream
@@ -30,22 +33,29 @@ JSON = "answer as JSON"
     help={
         "cluster": CLUSTER,
         "watch": "look again every 2 s, until Ctrl-C",
+        "probe": "send one request too, and show that what the ranks say to each other is on the fabric",
         "json": JSON,
     }
 )
 @command
-def status(_: Context, cluster: str = "", watch: bool = False, json: bool = False) -> None:
+def status(_: Context, cluster: str = "", watch: bool = False, probe: bool = False, json: bool = False) -> None:
     """Show what runs on one screen; ends with 40 where the service is wanted and does not serve."""
     chosen = chosen_cluster(cluster)
+    if watch and probe:
+        raise UsageError("--probe sends one request", next_move="leave out --watch")
+    proof = None
     with Hosts(chosen) as hosts:
         found, silent = _watched(chosen, hosts, json=json) if watch else look(chosen, hosts)
-    if not watch:
-        answer_json(as_data(found)) if json else answer(_page(found))
-    _end(trouble(chosen, found, silent))
-
-
-def _page(found: Status) -> str:
-    return as_text(screen(found))
+        error = trouble(chosen, found, silent)
+        if not watch and not json:
+            answer(as_text(screen(found)))
+        if probe and found.serving and error is None:
+            proof = prove(chosen, hosts)
+    if json and not watch:
+        answer_json({**as_data(found), **({"probe": asdict(proof) if proof else None} if probe else {})})
+    elif probe:
+        answer(traffic.as_text(proof) if proof else "no probe: it takes a service that serves, and every node")
+    _end(error or (unproven(proof) if proof else None))
 
 
 def _end(error: SparkstackError | None) -> None:
