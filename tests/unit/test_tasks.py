@@ -44,6 +44,7 @@ COMMANDS = {
         "releases",
         "remove",
         "network",
+        "monitor",
     ),
     *(f"key.{name}" for name in ("show", "rotate")),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
@@ -53,7 +54,7 @@ COMMANDS = {
 }
 PLANNING = [
     *("build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"),
-    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network", "key.rotate"),
+    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network", "key.rotate", "monitor"),
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
@@ -158,6 +159,7 @@ SPARK_PLANS = {
     "serve": ("serve", "--cluster", "spark", "--profile", "qwen2.5-32b", *PAIR),
     "stop": ("stop", "--cluster", "spark", *PAIR),
     "restart": ("restart", "--cluster", "spark", *PAIR),
+    "monitor": ("monitor", "--cluster", "spark", *PAIR),
     "model.fetch": ("model.fetch", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
     "model.remove": ("model.remove", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
 }
