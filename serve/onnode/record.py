@@ -111,6 +111,10 @@ def _metrics(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"sparkstack_attempts_total {data['attempt']}"
         yield "# TYPE sparkstack_failures_total counter"
         yield f"sparkstack_failures_total {len(data['failures'])}"
+        yield "# TYPE sparkstack_serving_seconds gauge"
+        serving = data["serving_since"]
+        yield f"sparkstack_serving_seconds {max(0, data['at'] - serving) if serving else 0:.0f}"
+        yield from _ray(data)
     yield "# TYPE sparkstack_unit_up gauge"
     for node, one in data["nodes"].items():
         for unit, active in one["units"].items():
@@ -119,6 +123,17 @@ def _metrics(data: Mapping[str, Any]) -> Iterator[str]:
     for node, one in data["nodes"].items():
         if one["memory_available"] is not None:
             yield f'sparkstack_memory_available_bytes{{node="{node}"}} {one["memory_available"]}'
+
+
+def _ray(data: Mapping[str, Any]) -> Iterator[str]:
+    """Ray's nodes as their units tell: `ray start --block` ends with its raylet. Each has one GPU."""
+    units = [(unit, active) for one in data["nodes"].values() for unit, active in one["units"].items()]
+    ray = [active in UP for unit, active in units if unit.startswith("sparkstack-ray-")]
+    if ray:
+        yield "# TYPE sparkstack_ray_nodes_alive gauge"
+        yield f"sparkstack_ray_nodes_alive {sum(ray)}"
+        yield "# TYPE sparkstack_ray_gpus gauge"
+        yield f"sparkstack_ray_gpus {sum(ray)}"
 
 
 def write(path: Path, text: str) -> None:
