@@ -12,7 +12,7 @@ from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.question import model_command
-from core.units import RUNNING, runs, stop_argv
+from core.units import runs, stop_argv
 from serve import drain, flags, ready
 from serve.api.keys import Secrets, credential_steps
 from serve.api.tls import PROXY, require_proxy
@@ -20,6 +20,7 @@ from serve.cluster import ENGINE, SUPERVISOR, Service
 from serve.deviations import deviations
 from serve.files import PACKAGES, WANTED, files_of, lacking, present, stale
 from serve.musts import doubts, require_musts
+from serve.stopping import stop_stages
 
 Files = Mapping[str, Mapping[PurePosixPath, str]]
 """Node name to path to content."""
@@ -79,39 +80,6 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
     )
 
 
-def plan_stop(cluster: Cluster, facts: Facts, patience: float = 60) -> Plan:
-    """Return what ends the service on every node; empty when nothing of ours runs. ``patience`` in seconds."""
-    stages = stop_stages(cluster, facts, "stop was asked for", patience)
-    title = f"stop the service on {cluster.name}"
-    return make_plan(title, stages, undo={"drain": drain.undo(cluster, facts)})
-
-
-def stop_stages(cluster: Cluster, facts: Facts, reason: str, patience: float) -> Iterator[tuple[str, tuple[Step, ...]]]:
-    """Let running requests end, then end the supervisors, which end what they started, and whatever is left."""
-    yield "drain", tuple(drain.steps(cluster, facts, patience))
-    yield "stop", tuple(step for node in cluster.nodes for step in _stop(node, facts[node.name], reason))
-
-
-def _stop(node: Node, seen: NodeFacts, reason: str) -> Iterator[Step]:
-    units = [name for name in (SUPERVISOR, PROXY, *reversed(ENGINE)) if _there(seen, name)]
-    if SUPERVISOR in units:
-        argv = ("systemctl", "disable", "--quiet", SUPERVISOR)
-        yield _root(node, "start nothing at boot", reason, argv)
-    if units:
-        title = f"stop {', '.join(name.removeprefix('sparkstack-') for name in units)}"
-        yield replace(_root(node, title, reason, stop_argv(units)), timeout=180)
-
-
-def _anything(cluster: Cluster, facts: Facts) -> bool:
-    """Whether something of a service runs anywhere, which a mistake would cost."""
-    return any(runs(facts[node.name], name) for node in cluster.nodes for name in (SUPERVISOR, *ENGINE))
-
-
-def _there(seen: NodeFacts, name: str) -> bool:
-    unit = seen.units.get(name)
-    return unit is not None and unit.active in (*RUNNING, "failed")
-
-
 def require_model(service: Service, facts: Facts) -> None:
     """Raise UnfitNode for the first node that has no model in the profile's folder."""
     for name in nodes_without_model(service, facts):
@@ -133,6 +101,11 @@ def require_packages(service: Service, facts: Facts) -> None:
                 node=node.name,
                 next_move=f"on the node: sudo apt-get install -y --no-install-recommends {' '.join(absent)}",
             )
+
+
+def _anything(cluster: Cluster, facts: Facts) -> bool:
+    """Whether something of a service runs anywhere, which a mistake would cost."""
+    return any(runs(facts[node.name], name) for node in cluster.nodes for name in (SUPERVISOR, *ENGINE))
 
 
 def nodes_without_model(service: Service, facts: Facts) -> list[str]:

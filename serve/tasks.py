@@ -13,7 +13,7 @@ from invoke.tasks import task
 from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, command, converge
 from core.config import Cluster, Stack, load_profile
-from core.errors import NotServing, UnfitNode
+from core.errors import UnfitNode
 from core.facts import Facts, gather
 from core.plan import Plan
 from core.question import Question
@@ -22,7 +22,8 @@ from serve.api.keys import Secrets
 from serve.api.tls import PACKAGE
 from serve.cluster import Service
 from serve.files import PACKAGES
-from serve.service import Wish, plan_serve, plan_stop, plan_unready, require_model, require_packages
+from serve.service import Wish, plan_serve, plan_unready, require_model, require_packages
+from serve.stopping import plan_stop, require_nothing_left
 from wheels.manifest import planned
 from wheels.target import common_target
 
@@ -117,11 +118,19 @@ def _no_release(cluster: Cluster, facts: Facts) -> NoReturn:
     )
 
 
-@task(help={key: text for key, text in HELP.items() if key != "profile"})
+@task(
+    help={
+        **{key: text for key, text in HELP.items() if key != "profile"},
+        "drain": "seconds that running requests have to end; 0 ends them at once",
+        "all": "also what watches (invoke monitor), and processes of ours that no unit holds any more",
+    }
+)
 @command
 def stop(
     _: Context,
     cluster: str = "",
+    drain: int = 60,
+    all: bool = False,
     dry_run: bool = False,
     json: bool = False,
     facts: str = "",
@@ -129,14 +138,12 @@ def stop(
     """Stop the service on every node, and check that no process of ours is left."""
     chosen = chosen_cluster(cluster)
     options = Options(dry_run, json, Path(facts) if facts else None)
-    converge("stop", chosen, Question(), lambda seen: plan_stop(chosen, seen), options)
+    question = Question(ours=True)
+    converge("stop", chosen, question, lambda seen: plan_stop(chosen, seen, drain, everything=all), options)
     if options.plan_only:
         return
     with Hosts(chosen) as hosts:
-        left = gather(hosts, chosen, Question()).parsed()
-    for name, seen in left.items():
-        if seen.processes:
-            shown = "\n".join(f"{process.pid} {process.user} {process.command[:120]}" for process in seen.processes)
-            raise NotServing("processes of ours are left", node=name, next_move="end them: kill PID", evidence=shown)
+        left = gather(hosts, chosen, question).parsed()
+    require_nothing_left(chosen, left, everything=all)
     if not json:
         answer("no process of ours is left on " + ", ".join(left))
