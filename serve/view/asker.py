@@ -20,11 +20,9 @@ PATIENCE = 240
 
 def address(service: dict[str, Any]) -> tuple[str, int, str]:
     """Return host, port and path of the API. Behind TLS the model server itself is asked, on loopback."""
-    api = service["api"]
-    if api.get("tls"):
-        return "127.0.0.1", int(api["port"]), "/v1"
-    url = urlsplit(api["url"])
-    return str(url.hostname), url.port or 80, url.path.rstrip("/") or "/v1"
+    url = urlsplit(service["api"]["url"])
+    port, path = url.port or 80, url.path.rstrip("/") or "/v1"
+    return ("127.0.0.1" if service["api"].get("tls") else str(url.hostname)), port, path
 
 
 def one_key(path: str) -> str:

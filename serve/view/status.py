@@ -30,7 +30,7 @@ UNKNOWN, STOPPED = "unknown", "stopped"
 MOST = 20
 """Failures and notes of one node that are shown."""
 KINDS = (
-    ("starter", r"\bserve\.onnode\.engine\b"),
+    ("starter", r"\bserve\.onnode\.(?:engine|raynodes)\b"),
     ("rank", r"^VLLM::Worker|^ray::RayWorker"),
     ("engine", r"^VLLM::EngineCore"),
     ("headless", r"/vllm serve\b.* --headless\b"),

@@ -109,11 +109,16 @@ def logs(
     chosen = chosen_cluster(cluster)
     wanted = journals.Wanted(tuple(unit or ()), tuple(node or ()), lines if lines >= 0 else None, since)
     with Hosts(chosen) as hosts:
-        found = journals.merged(chosen, hosts, wanted)
-        _show(found, wanted, json=json, follow=follow)
-        silent = dict(found.silent)
-        if follow:
-            silent |= journals.follow(chosen, hosts, wanted, found, lambda entry: _show_one(entry, json=json))
+        try:
+            found = journals.merged(chosen, hosts, wanted)
+            _show(found, wanted, json=json, follow=follow)
+            silent = dict(found.silent)
+            if follow:
+                silent |= journals.follow(chosen, hosts, wanted, found, lambda entry: _show_one(entry, json=json))
+        except KeyboardInterrupt:
+            if not follow:
+                raise
+            return  # Ctrl-C is how following ends
     _name_silent(silent)
 
 

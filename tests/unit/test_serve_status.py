@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invoke.context import Context
+from invoke.exceptions import Exit
 from rich.console import Console
 
-from core.errors import NodeUnreachable, SparkstackError
+from core import command
+from core.errors import NodeUnreachable, SparkstackError, UsageError
 from core.facts import NodeFacts
 from core.parsers import Process
+from serve.view import tasks
 from serve.view.screen import as_text, screen
 from serve.view.status import SERVICE, STALE, Status, as_data, judge, kinds, trouble
+from serve.view.traffic import Answer, Proof
 from serve.view.watch import Looking, stream, watch
 from tests.unit.samples import TABLES, lab_facts, local, unit
 
@@ -182,6 +188,7 @@ def test_without_any_node_the_errors_are_the_screen() -> None:
     ("command", "kind"),
     [
         ("python3 -m serve.onnode.engine 300 -- /opt/sparkstack/r/bin/vllm serve /m", "starter"),
+        ("/opt/r/bin/python3.11 -P -m serve.onnode.raynodes 198.18.100.1:6379 300 198.18.100.2", "starter"),
         ("/opt/r/bin/python /opt/r/bin/vllm serve /m --port 8000", "API server"),
         ("/opt/r/bin/python /opt/r/bin/vllm serve /m --node-rank 1 --headless", "headless"),
         ("VLLM::EngineCore", "engine"),
@@ -287,3 +294,82 @@ def test_a_program_is_told_every_look_as_a_line() -> None:
     stream(look, said.append)
     assert [json.loads(line)["requests"]["running"] for line in said] == [2, 7]
     assert look.last is LATER
+
+
+class NoHosts:
+    """The nodes of a cluster that nobody asks."""
+
+    def __init__(self, _: Any) -> None: ...
+
+    def __enter__(self) -> NoHosts:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+SILENT: dict[str, SparkstackError] = {WORKER: GONE}
+ENDS = {
+    "serving": (SERVES, {}, 0),
+    "waiting": (WAITS, {}, 40),
+    "silent": (judge(local(), {HEAD: seen()[HEAD]}, SILENT), SILENT, 20),
+}
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run the task for what was seen; return the code that it ends with."""
+    monkeypatch.setattr(command, "WORK", tmp_path)
+    monkeypatch.setattr(tasks, "Hosts", NoHosts)
+
+    def run(name: str, **flags: bool) -> int:
+        monkeypatch.setattr(tasks, "look", lambda *_: ENDS[name][:2])
+        try:
+            tasks.status.body(Context(), cluster="local", **flags)
+        except Exit as end:
+            return int(end.code)
+        return 0
+
+    return run
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_screen_comes_first_and_the_code_last(
+    name: str, ends: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(name) == ENDS[name][2]
+    assert capsys.readouterr().out == page(ENDS[name][0])
+    assert ends(name, json=True) == ENDS[name][2]
+    assert json.loads(capsys.readouterr().out)["serving"] is ENDS[name][0].serving
+
+
+def proven(*, good: bool) -> Proof:
+    return Proof(good, "it was on the fabric" if good else "it was not", Answer(32, 1, ""), (), {}, (), ())
+
+
+@pytest.mark.parametrize("code", [0, 29])
+def test_a_probe_is_told_below_the_screen(
+    code: int,
+    ends: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    proof = proven(good=code == 0)
+    monkeypatch.setattr(tasks, "prove", lambda *_: proof)
+    assert ends("serving", probe=True) == code
+    assert capsys.readouterr().out.startswith(page(SERVES) + "probe: 32 tokens in 1.0 s\n" + proof.verdict)
+    assert ends("serving", probe=True, json=True) == code
+    assert json.loads(capsys.readouterr().out)["probe"]["good"] is proof.good
+
+
+@pytest.mark.parametrize("name", ["waiting", "silent"])
+def test_nothing_is_probed_that_does_not_serve_whole(
+    name: str, ends: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(name, probe=True) == ENDS[name][2]
+    assert "no probe: it takes a service that serves, and every node\n" in capsys.readouterr().out
+
+
+def test_a_probe_is_one_request(ends: Callable[..., int]) -> None:
+    assert ends("serving", probe=True, watch=True) == UsageError.exit_code
