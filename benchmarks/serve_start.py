@@ -36,7 +36,7 @@ MOST = 1.10
 PATIENCE = 600
 """Seconds that a start may take."""
 
-_TOKEN = """
+_ASK = """
 import json, sys, time, urllib.request
 url, model, patience = sys.argv[1], sys.argv[2], float(sys.argv[3])
 body = json.dumps({"model": model, "prompt": "hello", "max_tokens": 1}).encode()
@@ -93,7 +93,7 @@ class Bare:
         vllm = (*words[:guard], *words[guard + 2 :])
         self._run(cluster.head, ("sh", "-c", 'nohup "$@" > /tmp/bare.log 2>&1 &', "sh", *vllm))
         url, name = cluster.engine_url, profile.served_names[0]
-        done = self._run(cluster.head, ("python3", "-c", _TOKEN, url, name, str(PATIENCE)), check=False)
+        done = self._run(cluster.head, ("python3", "-c", _ASK, url, name, str(PATIENCE)), check=False)
         if done:
             raise NotServing("the bare start gave no token", next_move="read /tmp/bare.log on the head")
 
@@ -126,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         pair.invoke(cluster, "stop", "--all", "--drain=0")
         pair.say("once each, not counted")
-        for kind in kinds:
-            _timed(kind, *kinds[kind])
+        for kind, both in kinds.items():
+            _timed(kind, *both)
         runs = [_timed(kind, *kinds[kind]) for n in range(wish.rounds) for kind in pair.turned(list(kinds), n)]
     result = _result(runs)
     wish.output.parent.mkdir(parents=True, exist_ok=True)
