@@ -34,13 +34,20 @@ PACKAGES = ("nftables",)
 
 def files_of(service: Service, facts: Facts) -> dict[str, dict[PurePosixPath, str]]:
     """Return path and content of every file of every node, by node."""
-    plain = {node.name: _plain(service, node, facts[node.name]) for node in service.cluster.nodes}
-    everything = json.dumps([[node, str(path), text] for node, files in plain.items() for path, text in files.items()])
-    generation = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    nodes = service.cluster.nodes
+    files = {node.name: _plain(service, node, facts[node.name]) for node in nodes}
+    wanted = {node.name: _wanted(service, node, facts) for node in nodes}
+    generation = _generation(files, wanted)
     return {
-        node.name: {**plain[node.name], WANTED: _wanted(service, node, facts, generation)}
-        for node in service.cluster.nodes
+        name: {**files[name], WANTED: json.dumps({"generation": generation, **wanted[name]}, indent=1) + "\n"}
+        for name in files
     }
+
+
+def _generation(files: Mapping[str, Mapping[PurePosixPath, str]], wanted: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a name for all of it: supervisors with another one are of another service."""
+    told = [[node, str(path), text] for node, found in files.items() for path, text in found.items()]
+    return hashlib.sha256(json.dumps([told, wanted], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _plain(service: Service, node: Node, seen: NodeFacts) -> dict[PurePosixPath, str]:
@@ -89,11 +96,10 @@ def closed_ports(cluster: Cluster) -> tuple[str, ...]:
     )
 
 
-def _wanted(service: Service, node: Node, facts: Facts, generation: str) -> str:
-    """Return the node's service.json (serve/onnode/wanted.py)."""
+def _wanted(service: Service, node: Node, facts: Facts) -> dict[str, Any]:
+    """Return the node's service.json (serve/onnode/wanted.py) but for its generation."""
     cluster, profile, own = service.cluster, service.profile, service.cluster.supervision
-    data = {
-        "generation": generation,
+    return {
         "cluster": cluster.name,
         "profile": profile.name,
         "release": service.release,
@@ -109,7 +115,6 @@ def _wanted(service: Service, node: Node, facts: Facts, generation: str) -> str:
         "api": {"url": cluster.api_url, "tls": cluster.api.tls is not None},
         "models": profile.served_names,
     }
-    return json.dumps(data, indent=1) + "\n"
 
 
 def memory(service: Service, seen: NodeFacts) -> int:

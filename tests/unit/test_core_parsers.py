@@ -242,12 +242,6 @@ def test_listeners_are_read_on_both_families() -> None:
     assert Listener("*", 6379) in parsers.listeners(out("listening"))
 
 
-def test_a_token_is_a_number_above_zero() -> None:
-    assert parsers.token_came('{"tokens": 1, "error": ""}')
-    assert not parsers.token_came(out("token"))
-    assert not parsers.token_came("")
-
-
 def test_what_somebody_else_wrote_is_shown_on_one_line() -> None:
     assert parsers.shown("a\nproblem: b\x1b[2J\u2028c\u202ed é") == "a problem: b [2J c d é"
 
@@ -287,7 +281,6 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "record": parsers.record,
     "record_or_none": parsers.record_or_none,
     "shown": parsers.shown,
-    "token_came": parsers.token_came,
 }
 NEARLY = st.lists(
     st.sampled_from(
