@@ -11,8 +11,9 @@ from typing import Any
 from core.config import CONFIG, Cluster, Node, Profile, Stack, load_cluster, load_profile, load_stack
 from core.facts import Captures, NodeFacts, load_captures
 from core.parsers import Process, Unit
+from core.units import SUPERVISOR
 from serve.api.keys import FINGERPRINTS, OF_ALL, OF_HEAD
-from serve.cluster import SUPERVISOR, Service
+from serve.cluster import Service
 from serve.files import PACKAGES, WANTED, files_of
 from wheels.manifest import Manifest, Wheel
 from wheels.target import Target

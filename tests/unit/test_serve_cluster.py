@@ -14,12 +14,10 @@ from core import parsers
 from core.config import Address, load_cluster, load_profile, load_stack
 from core.errors import ConfigError, UnfitNode, UsageError
 from core.process import run
+from core.units import RAY_HEAD, RAY_WORKER, VLLM
 from serve.cluster import (
     NODE_ENV,
-    RAY_HEAD,
-    RAY_WORKER,
     UNIT_FOLDER,
-    VLLM,
     Service,
     deviations,
     env_value,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from core.config import ROOT, Cluster, load_profile
 from core.errors import ConfigError
 from core.process import run
-from serve.cluster import RANK, RAY_HEAD, RAY_WORKER, SUPERVISOR, UNIT_FOLDER, VLLM, Service
+from core.units import RANK, RAY_HEAD, RAY_WORKER, SUPERVISOR, VLLM
+from serve.cluster import UNIT_FOLDER, Service
 from serve.commands import environment_of
 from serve.files import (
     CODE,

@@ -14,7 +14,8 @@ from core.errors import NotServing, UnfitNode
 from core.facts import NodeFacts
 from core.plan import Later, Plan, Poll, Run, Write, as_text
 from core.process import Completed
-from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service
+from core.units import RAY_HEAD, RAY_WORKER, VLLM
+from serve.cluster import Service
 from serve.service import nodes_without_model, plan_serve, plan_stop, plan_unready, require_model
 from tests.unit.samples import lab_facts, local, process, service, serving, spark_captures, tiny, unit
 
