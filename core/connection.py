@@ -43,6 +43,7 @@ PULSE = 5
 
 def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
     """Return an open connection to a node. Raises our errors for what is refused on the way, and SSH_ERRORS."""
+    _require_made(cluster, node)
     keys = _Keys(way)
     overrides = {"sudo": {"prompt": SUDO_PROMPT}, "authentication": {"strategy_class": partial(_given, keys)}}
     with ExitStack() as stack:
@@ -74,6 +75,7 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
     It is not trusted by this, and nobody logs in. None where it has no key of these types. Raises NodeUnreachable, and
     HostKeyRefused for a jump host before it.
     """
+    _require_made(cluster, node)
     tunnel = Tunnel(way.proxy) if way.proxy else None
     try:
         with ExitStack() as stack:
@@ -95,6 +97,19 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
             next_move=f"check power, cable and the address in the cluster {cluster.name}",
             evidence=tunnel.said() if tunnel else str(error),
         ) from error
+
+
+def _require_made(cluster: Cluster, node: Node) -> None:
+    """Refuse a local machine that `lab.up` has never made: somebody else may answer at its address.
+
+    `lab.up` writes the host keys, and has the machines' subnets end at this host.
+    """
+    if cluster.lab is not None and not cluster.known_hosts.is_file():
+        raise NodeUnreachable(
+            "this local machine has never been made",
+            node=node.name,
+            next_move=f"invoke lab.up --cluster {cluster.flag}",
+        )
 
 
 def _only(transport: paramiko.Transport, types: tuple[str, ...]) -> bool:
@@ -128,10 +143,25 @@ def _named(cluster: Cluster, node: Node, way: Route, keys: _Keys, tunnel: Tunnel
     except AuthenticationException as error:
         raise _refused(cluster, node, way, keys, error) from error
     except SSH_ERRORS as error:
-        refused = _on_the_way(cluster, node, tunnel)
+        refused = _on_the_way(cluster, node, tunnel) or _no_banner(cluster, node, way, error)
         if refused is None:
             raise
         raise refused from error
+
+
+def _no_banner(cluster: Cluster, node: Node, way: Route, error: BaseException) -> NodeUnreachable | None:
+    """Name what paramiko calls "Error reading SSH protocol banner": the port is taken by something that is no sshd."""
+    if way.proxy or "SSH protocol banner" not in str(error):
+        return None
+    silent = isinstance(error.__context__, TimeoutError)
+    what = f"says nothing for {CONNECT_TIMEOUT} s" if silent else "closes the connection at once"
+    return NodeUnreachable(
+        f"no SSH server: what accepts connections at {way.host} port {way.port} {what}",
+        node=node.name,
+        next_move=f"check the address in the cluster {cluster.name}; a firewall, a proxy or a port forward on the way "
+        "answers for machines that are off, and an sshd that starts or has too many logins closes connections",
+        evidence=str(error),
+    )
 
 
 def _watch(transport: paramiko.Transport, tunnel: Tunnel | None) -> None:
