@@ -27,7 +27,7 @@ from paramiko.ssh_exception import AuthenticationException, BadHostKeyException,
 from core.config import Cluster, Node
 from core.errors import AuthenticationRefused, HostKeyRefused, NodeUnreachable, SparkstackError
 from core.process import Tunnel
-from core.sshroute import CONNECT_TIMEOUT, SILENCE_LIMIT, Route
+from core.sshroute import CONNECT_TIMEOUT, Route, pulse
 
 __all__ = ["SSH_ERRORS", "AuthFailure", "Channel", "CommandTimedOut", "Connection", "connect", "shown_key"]
 
@@ -37,8 +37,8 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 SSH_ERRORS = (SSHException, OSError, EOFError)
 """What paramiko raises when a connection is refused or lost."""
 SUDO_PROMPT = "[sparkstack sudo] "
-PULSE = 5
-"""Seconds between two signs of life."""
+BANNER_TIMEOUT = 0.8 * CONNECT_TIMEOUT
+"""Shorter than the timeout of the connection as a whole, which ends without saying what was waited for."""
 
 
 def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
@@ -57,7 +57,7 @@ def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
             config=Config(lazy=True, ssh_config=paramiko.SSHConfig(), overrides=overrides),
             connect_timeout=CONNECT_TIMEOUT,
             forward_agent=False,
-            connect_kwargs={"banner_timeout": CONNECT_TIMEOUT, **({"sock": tunnel} if tunnel else {})},
+            connect_kwargs={"banner_timeout": BANNER_TIMEOUT, **({"sock": tunnel} if tunnel else {})},
         )
         # fabric's default accepts unknown keys: https://docs.fabfile.org/en/latest/api/connection.html
         connection.client.set_missing_host_key_policy(_Refuse(cluster, node))
@@ -65,7 +65,7 @@ def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
             connection.client.load_host_keys(str(cluster.known_hosts))
         with _torn_down(connection, tunnel), _named(cluster, node, way, keys, tunnel):
             connection.open()
-    _watch(connection.client.get_transport(), tunnel)
+    _watch(connection.client.get_transport(), tunnel, cluster)
     return connection
 
 
@@ -82,7 +82,7 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
             line: socket.socket = tunnel or socket.create_connection((way.host, way.port), CONNECT_TIMEOUT)
             stack.callback(line.close)
             with closing(paramiko.Transport(line)) as transport:
-                transport.banner_timeout = CONNECT_TIMEOUT
+                transport.banner_timeout = BANNER_TIMEOUT
                 if types and not _only(transport, types):
                     return None
                 transport.start_client(timeout=CONNECT_TIMEOUT)
@@ -154,7 +154,7 @@ def _no_banner(cluster: Cluster, node: Node, way: Route, error: BaseException) -
     if way.proxy or "SSH protocol banner" not in str(error):
         return None
     silent = isinstance(error.__context__, TimeoutError)
-    what = f"says nothing for {CONNECT_TIMEOUT} s" if silent else "closes the connection at once"
+    what = f"says nothing for {BANNER_TIMEOUT:.0f} s" if silent else "closes the connection at once"
     return NodeUnreachable(
         f"no SSH server: what accepts connections at {way.host} port {way.port} {what}",
         node=node.name,
@@ -164,30 +164,30 @@ def _no_banner(cluster: Cluster, node: Node, way: Route, error: BaseException) -
     )
 
 
-def _watch(transport: paramiko.Transport, tunnel: Tunnel | None) -> None:
-    """Have a connection that has gone silent end after SILENCE_LIMIT."""
-    transport.set_keepalive(PULSE)
+def _watch(transport: paramiko.Transport, tunnel: Tunnel | None, cluster: Cluster) -> None:
+    """Have a connection end that has been silent for as long as the cluster allows."""
+    transport.set_keepalive(pulse(cluster))
     if tunnel is not None:
         answered = Event()
-        for body in (_ask, _judge):
-            Thread(target=body, args=(transport, answered), daemon=True).start()
+        for body, seconds in ((_ask, pulse(cluster)), (_judge, cluster.silence)):
+            Thread(target=body, args=(transport, answered, seconds), daemon=True).start()
     elif isinstance(transport.sock, socket.socket):
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT * 1000)
+        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(cluster.silence * 1000))
 
 
-def _ask(transport: paramiko.Transport, answered: Event) -> None:
+def _ask(transport: paramiko.Transport, answered: Event, seconds: float) -> None:
     """Ask the server for a sign of life again and again: behind a jump host the kernel cannot tell that it is gone."""
     while transport.is_active():
         with suppress(*SSH_ERRORS):  # the connection is closed
             transport.global_request("keepalive@openssh.com")
         answered.set()
-        sleep(PULSE)
+        sleep(seconds)
 
 
-def _judge(transport: paramiko.Transport, answered: Event) -> None:
+def _judge(transport: paramiko.Transport, answered: Event, seconds: float) -> None:
     while transport.is_active():
         answered.clear()
-        if not answered.wait(SILENCE_LIMIT):
+        if not answered.wait(seconds):
             transport.close()
 
 

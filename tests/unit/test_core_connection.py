@@ -226,10 +226,9 @@ def test_a_node_that_falls_silent_behind_a_proxy_is_given_up(
     relay = tmp_path / "relay.py"
     relay.write_text(RELAY, encoding="utf-8")
     configure(f"Host *\n ProxyCommand {sys.executable} {relay} %h %p\n")
-    for name, value in {"SILENCE_LIMIT": 1, "PULSE": 0.1}.items():
-        monkeypatch.setattr(connection, name, value)
     monkeypatch.setattr(process, "GRACE", 0.2)
-    with closing(SshHost(cluster, cluster.head, SudoPassword(None))) as host:
+    impatient = cluster.model_copy(update={"silence": 4})
+    with closing(SshHost(impatient, cluster.head, SudoPassword(None))) as host:
         host.run(["echo", "hello"])
         began = time.monotonic()
         os.kill(int(Path(f"{relay}.pid").read_text(encoding="ascii")), signal.SIGSTOP)
@@ -297,7 +296,7 @@ def test_a_port_that_somebody_else_answers_is_named(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 1)
+    monkeypatch.setattr(connection, "BANNER_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         way = replace(route(cluster, cluster.head), port=listener.getsockname()[1])
         if not silent:
