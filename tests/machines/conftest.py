@@ -15,6 +15,8 @@ from lab import evidence, host, lifecycle
 from tests.machines.checkout import Checkout, copy_project
 from tests.machines.command_line import CommandLine
 from tests.machines.harness import Lab
+from tests.machines.small import Small, forget_small, make_small
+from wheels.manifest import Manifest
 
 CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
 """Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
@@ -75,6 +77,22 @@ def deployed(lab: Lab, wheels: Path, invoke: CommandLine) -> str:  # noqa: ARG00
     invoke.works("deploy")
     target = lab.output(lab.cluster.head.name, "readlink /opt/sparkstack/current")
     return Path(target).name
+
+
+@pytest.fixture(scope="module")
+def small_made(lab_session: Lab, checkout: Checkout, wheels: Path) -> Iterator[Small]:
+    """Two releases of a few wheels for tests to which a release's size is all the same; the old one is deployed."""
+    lab_session.up()
+    yield make_small(lab_session, checkout, Manifest.model_validate_json(wheels.read_bytes()), wheels.parent)
+    lab_session.up()
+    forget_small(lab_session)
+
+
+@pytest.fixture
+def small(lab: Lab, small_made: Small) -> Small:  # noqa: ARG001 (they have to run)
+    """Both machines with the old release in use, whatever the test before left."""
+    small_made.reset()
+    return small_made
 
 
 @pytest.hookimpl(wrapper=True)

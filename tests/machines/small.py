@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -204,6 +205,7 @@ def _lay_out(checkout: Checkout, name: str, chosen: tuple[str, ...], project: Ma
         update={"stack": name, "wheels": listed, "lock_sha256": hashlib.sha256(text.encode()).hexdigest()}
     )
     place = checkout.folder / "dist" / name / project.target.tag
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for wheel in listed:
         os.link(wheels / wheel.filename, place / wheel.filename)

@@ -6,19 +6,15 @@ Each case brings a small new release to two machines on which an old one is in u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from lab import lifecycle
-from tests.machines.checkout import Checkout
 from tests.machines.command_line import Started, assert_interrupted, assert_refused
-from tests.machines.harness import Lab, eventually
-from tests.machines.small import FOLDER, A, B, Point, Small, forget_small, make_small
+from tests.machines.harness import eventually
+from tests.machines.small import FOLDER, A, B, Point, Small
 from tests.machines.test_release import filled_disk
-from wheels.manifest import Manifest
 
 pytestmark = pytest.mark.machines
 
@@ -45,21 +41,6 @@ SWITCHED = ("after the switch", "check what is in use", "note what is in use")
 def some(*ordinary: str) -> list[object]:
     """Return all points, those that are not ``ordinary`` only for the long run."""
     return [point if point in ordinary else pytest.param(point, marks=pytest.mark.long) for point in POINTS]
-
-
-@pytest.fixture(scope="module")
-def made(lab_session: Lab, checkout: Checkout, wheels: Path) -> Iterator[Small]:
-    lab_session.up()
-    yield make_small(lab_session, checkout, Manifest.model_validate_json(wheels.read_bytes()), wheels.parent)
-    lab_session.up()
-    forget_small(lab_session)
-
-
-@pytest.fixture
-def small(lab: Lab, made: Small) -> Small:  # noqa: ARG001 (they have to run)
-    """Both machines with the old release in use, whatever the test before left."""
-    made.reset()
-    return made
 
 
 def come_to(small: Small, point: str, stack: ExitStack) -> Started:
