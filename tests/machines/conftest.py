@@ -12,24 +12,27 @@ import pytest
 
 from core.config import ROOT, WORK, load_cluster
 from lab import evidence, host, lifecycle
+from tests.beforehand import WHEELS, Beforehand
 from tests.machines.checkout import Checkout, copy_project
 from tests.machines.command_line import CommandLine
-from tests.machines.harness import Lab
+from tests.machines.harness import CLUSTER, Lab
 from tests.machines.small import Small, forget_small, make_small
 from wheels.manifest import Manifest
 
-CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
-"""Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
-
 
 @pytest.fixture(scope="session")
-def lab_session() -> Iterator[Lab]:
-    """Make the machines of tests/clusters/lab-tests.toml once; SPARKSTACK_KEEP_LAB=1 leaves them up."""
+def lab_session(before: Beforehand | None) -> Iterator[Lab]:
+    """Make the machines of tests/clusters/lab-tests.toml once; SPARKSTACK_KEEP_LAB=1 leaves them up.
+
+    Where wheels are needed, machines and wheels were begun with the session.
+    """
     reason = host.can_run()
     if reason and os.environ.get("CI") == "true":
         pytest.fail(f"no local machines in CI: {reason}")
     if reason:
         pytest.skip(reason)
+    if before:
+        before.wait(WHEELS)
     lab = Lab(load_cluster(str(CLUSTER)))
     lab.up()
     yield lab

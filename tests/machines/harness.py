@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from core.config import Cluster
+from core.config import ROOT, Cluster
 from core.process import Completed
 from lab import lifecycle, machine, network, power
 from lab.lifecycle import MachineStatus
 from lab.place import Place
+
+CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
+"""Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
 
 
 @dataclass(frozen=True)
