@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,14 @@ class Lab:
         """Return what a shell line without single quotes prints as root; sudo is given the lab's password."""
         password = machine.password_file(self.cluster).read_text(encoding="utf-8").strip()
         return self.output(name, f"echo {password} | sudo -S -p '' sh -c '{command}'")
+
+    def each(self, work: Callable[[str], object]) -> None:
+        """Do something on both machines at once; the first failure is raised when both have ended."""
+        names = [node.name for node in self.cluster.nodes]
+        with ThreadPoolExecutor(len(names)) as both:
+            begun = [both.submit(work, name) for name in names]
+        for one in begun:
+            one.result()
 
     def up(self) -> None:
         """Bring everything into order."""

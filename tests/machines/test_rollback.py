@@ -50,14 +50,12 @@ def invoke(small_made: Small) -> CommandLine:
 def older(lab: Lab, small_made: Small, invoke: CommandLine) -> Iterator[str]:
     """Both machines have another complete release beside the one in use; afterwards they are as they were."""
     invoke.works("deploy")
-    for name in (A, B):
-        copy_release(lab, name, small_made.before, OLDER)
+    lab.each(lambda name: copy_release(lab, name, small_made.before, OLDER))
     yield small_made.before
     lab.up()
     lab.ssh(B, END_SLOW_CHECK)
     invoke.works("deploy")
-    for name in (A, B):
-        forget(lab, name, OLDER)
+    lab.each(lambda name: forget(lab, name, OLDER))
 
 
 def current(lab: Lab, name: str) -> str:
@@ -166,8 +164,7 @@ def test_what_nothing_needs_is_collected_and_the_release_in_use_and_the_one_befo
 ) -> None:
     invoke.works("rollback", f"--to={OLDER}")
     invoke.works("rollback")
-    for name in (A, B):
-        copy_release(lab, name, older, "small-never-used")
+    lab.each(lambda name: copy_release(lab, name, older, "small-never-used"))
     lab.output(A, f"mkdir {ROOT}/releases/small-unfinished && touch {ROOT}/wheels/nothing-1.0-py3-none-any.whl")
     plan = invoke.works("releases", "--collect", "--dry-run").out
     assert f"{A}: remove small-unfinished — it was never finished" in plan.replace(", 4 kB", "")
