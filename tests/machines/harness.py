@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from core.config import ROOT, Cluster
@@ -26,6 +27,8 @@ class Lab:
 
     cluster: Cluster
     said: list[str] = field(default_factory=list)
+    booted: dict[str, datetime | None] = field(default_factory=dict)
+    """When each was switched on or last rebooted."""
 
     def place(self, name: str) -> Place:
         """Return where a machine lies."""
@@ -67,6 +70,13 @@ class Lab:
     def up(self) -> None:
         """Bring everything into order."""
         lifecycle.up(self.cluster, self.said.append)
+        self.booted.update({status.name: status.since for status in lifecycle.status(self.cluster)})
+
+    def in_order(self) -> bool:
+        """Whether both run as `up` saw them last, with their cables in: nobody is asked, this host's files say it."""
+        found = lifecycle.status(self.cluster)
+        runs = all(one.running and one.management_link and one.fabric_link for one in found)
+        return runs and self.booted == {one.name: one.since for one in found}
 
     def status(self, name: str) -> MachineStatus:
         """Look at one machine."""
