@@ -11,10 +11,10 @@ from contextlib import ExitStack
 import pytest
 
 from lab import lifecycle
+from tests.machines import test_release
 from tests.machines.command_line import Started, assert_interrupted, assert_refused
 from tests.machines.harness import eventually
 from tests.machines.small import FOLDER, A, B, Point, Small
-from tests.machines.test_release import filled_disk
 
 pytestmark = pytest.mark.machines
 
@@ -102,6 +102,7 @@ def test_a_link_that_is_cut_while_wheels_travel(small: Small) -> None:
         lifecycle.heal(small.lab.cluster, B, small.lab.said.append, "management")
     assert_refused(done, 20, f"{B}: ", "connection", "cable")
     assert eventually(lambda: small.lab.ssh(B, "true").code == 0)
+    assert eventually(lambda: not small.lab.pgrep(B, test_release.PUSH)), "it goes on without us"
     assert small.in_use() == [small.before] * 2
     small.assert_finishes()
 
@@ -122,7 +123,7 @@ def test_a_link_that_is_cut_later_and_is_back_before_anybody_looks(small: Small,
 def test_a_disk_that_is_full_while_the_release_is_made(small: Small) -> None:
     with small.held(B, POINTS["install begins"] or Point("", "")) as hold, small.new.begin("deploy") as started:
         hold.wait(started)
-        with filled_disk(small.lab, B, leave=4):
+        with test_release.filled_disk(small.lab, B, leave=4):
             hold.end()
             done = started.ended(60)
     assert_refused(done, 25, f"{B}: ", "disk", "free space")
