@@ -17,13 +17,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from core.config import ROOT, WORK, load_cluster
-from tests.builds.workshop import Workshop, build_unfinished, lay_out
+from tests.builds.kernels import compile_all
+from tests.builds.workshop import Unfinished, Workshop, build_unfinished, lay_out
 from tests.machines.command_line import DEFAULT_SIGNALS, CommandLine, Ended
 from tests.machines.harness import Lab
 
-UNFINISHED, WHEELS = "unfinished", "wheels"
+UNFINISHED, OBJECTS, WHEELS = "unfinished", "objects", "wheels"
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,19 @@ class Beforehand:
     folder: Path
     process: subprocess.Popen[bytes]
 
-    def wait(self, what: str) -> Ended | None:
-        """Return how a command of it ended; nothing when it has not come so far."""
+    def wait(self, what: str) -> dict[str, Any] | None:
+        """Wait until something is made and return what is told of it; nothing when it did not come to that."""
         path = self.folder / f"{what}.json"
         while not path.exists() and self.process.poll() is None:
             time.sleep(0.2)
-        if not path.exists():
-            return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Ended(**{**told, "words": tuple(told["words"])})
+        told: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return told
 
     @property
-    def shop(self) -> Workshop:
-        """The copy of the project that it builds in."""
-        return Workshop(self.folder / "workshop")
+    def unfinished(self) -> Unfinished | None:
+        """The build that ends too early, in a copy of the project of its own."""
+        told = self.wait(UNFINISHED)
+        return told and Unfinished(_shop(self.folder), Ended(**{**told, "words": tuple(told["words"])}))
 
     def end(self) -> None:
         """End it, as Ctrl-C does, and leave nothing of it."""
@@ -71,22 +72,38 @@ def begin(wanted: Sequence[str], cluster: Path) -> Beforehand:
 def main(folder: Path, cluster: Path, wanted: Sequence[str]) -> None:
     """Make what is wanted, one after the other."""
     os.nice(5)
+    makings = {
+        UNFINISHED: lambda: _build(folder),
+        OBJECTS: lambda: _compile(folder),
+        WHEELS: lambda: _wheels(cluster),
+    }
     for what in wanted:
-        ended = _build(folder) if what == UNFINISHED else _wheels(cluster)
+        told = makings[what]()
         fresh = folder / f"{what}.new"
-        fresh.write_text(json.dumps(asdict(ended)), encoding="utf-8")
+        fresh.write_text(json.dumps(told), encoding="utf-8")
         fresh.rename(folder / f"{what}.json")
 
 
-def _build(folder: Path) -> Ended:
-    (folder / "workshop").mkdir()
-    return build_unfinished(lay_out(folder / "workshop"))
+def _shop(folder: Path) -> Workshop:
+    return Workshop(folder / "workshop")
 
 
-def _wheels(file: Path) -> Ended:
+def _build(folder: Path) -> dict[str, Any]:
+    _shop(folder).folder.mkdir()
+    return asdict(build_unfinished(lay_out(_shop(folder).folder)))
+
+
+def _compile(folder: Path) -> dict[str, Any]:
+    told = json.loads((folder / f"{UNFINISHED}.json").read_text(encoding="utf-8"))
+    compile_all(Unfinished(_shop(folder), Ended(**told)), _shop(folder), 1)
+    return {}
+
+
+def _wheels(file: Path) -> dict[str, Any]:
     lab = Lab(load_cluster(str(file)))
     lab.up()
-    return CommandLine(ROOT, lab.cluster.flag)("build-wheels", f"--stack={lab.cluster.stack}")
+    CommandLine(ROOT, lab.cluster.flag).works("build-wheels", f"--stack={lab.cluster.stack}")
+    return {}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +18,9 @@ BEFOREHAND = pytest.StashKey[beforehand.Beforehand]()
 
 def _wanted(session: pytest.Session) -> Iterator[str]:
     used = {(name, item.path.parent.name) for item in session.items for name in getattr(item, "fixturenames", ())}
-    if ("unfinished", "builds") in used and os.geteuid() == 0:
-        yield beforehand.UNFINISHED
+    for fixture in (beforehand.UNFINISHED, beforehand.OBJECTS):
+        if (fixture, "builds") in used and os.geteuid() == 0 and platform.machine() == "x86_64":
+            yield fixture
     if ("wheels", "machines") in used and not host.can_run():
         yield beforehand.WHEELS
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from build.toolkit import Toolkit, toolkit_folder
 from core.config import WORK
-from tests.beforehand import UNFINISHED, Beforehand
+from tests.beforehand import Beforehand
 from tests.builds.workshop import Unfinished, Workshop, build_unfinished, lay_out
 
 
@@ -39,10 +38,7 @@ def unfinished(before: Beforehand | None, workshop: Workshop) -> Unfinished:
 
     It was begun with the session, in a copy of its own; where that was not possible it is made now.
     """
-    ended, shop = (before.wait(UNFINISHED), before.shop) if before else (None, workshop)
-    if ended is None:
-        ended, shop = build_unfinished(workshop), workshop
-    return Unfinished(shop, ended, toolkit_folder(Toolkit("13.0", "x86_64", "x86_64", libraries=True)))
+    return (before and before.unfinished) or Unfinished(workshop, build_unfinished(workshop))
 
 
 def _require_namespaces() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from build.job import CUDA, FIXED, entered, own_python, runner_argv
 from build.recipe import load_recipe
+from build.toolkit import Toolkit, toolkit_folder
 from core.config import ROOT, WORK
 from core.process import Completed, run
 from tests.machines.checkout import copy_project
@@ -112,11 +113,15 @@ class Inside:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A build that failed: where it ran, how it ended, and the toolkit that it had."""
+    """A build that failed: where it ran, and how it ended."""
 
     shop: Workshop
     ended: Ended
-    cuda: Path
+
+    @property
+    def cuda(self) -> Path:
+        """The toolkit that it had."""
+        return toolkit_folder(Toolkit("13.0", "x86_64", "x86_64", libraries=True))
 
     @property
     def job(self) -> Path:
