@@ -25,8 +25,8 @@ ROOT = "/opt/pushed"
 """A folder of its own for a release of some wheels that are large enough to be stopped on their way."""
 STORE, WHEELS = f"{ROOT}/store", f"{ROOT}/wheels"
 CHOSEN = (
-    *("attrs", "certifi", "grpcio", "idna", "mpmath", "numpy", "opencv-python-headless", "pillow", "pycountry"),
-    *("sympy", "transformers", "uv"),
+    *("attrs", "certifi", "idna", "llvmlite", "mpmath", "networkx", "numpy", "opencv-python-headless", "pillow"),
+    *("pycountry", "sympy", "uv"),
 )
 SUMS = f"cd {STORE} && sha256sum $(ls) && find . -name '*.*' -type f"
 PARTS = f"ls -l {STORE}/.incoming"
