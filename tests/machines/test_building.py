@@ -24,7 +24,7 @@ LEFT = "/opt/sparkstack/build/*"
 
 @pytest.fixture(scope="module")
 def slow(checkout: Checkout) -> CommandLine:
-    """Return the command line of a copy of the project for a stack of one wheel that takes a quarter of a minute."""
+    """Return the command line of a copy of the project for a stack of one wheel that takes ten seconds."""
     shutil.copytree(BUILDS / "stacks", checkout.folder / "config" / "stacks", dirs_exist_ok=True)
     shutil.copytree(BUILDS / "recipes", checkout.folder / "build" / "recipes", dirs_exist_ok=True)
     (WORK / "requirements").mkdir(exist_ok=True)

@@ -49,7 +49,6 @@ def invoke(small_made: Small) -> CommandLine:
 @pytest.fixture
 def older(lab: Lab, small_made: Small, invoke: CommandLine) -> Iterator[str]:
     """Both machines have another complete release beside the one in use; afterwards they are as they were."""
-    invoke.works("deploy")
     lab.each(lambda name: copy_release(lab, name, small_made.before, OLDER))
     yield small_made.before
     lab.up()
