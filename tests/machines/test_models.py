@@ -97,7 +97,7 @@ def test_a_damaged_file_is_found_and_only_that_one_is_mended(lab: Lab, hub: Runn
 
 
 def test_power_lost_in_mid_fetch_costs_what_was_not_there(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    hub.hub.slow = 0.1
+    hub.hub.slow = 0.2
     with invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, A, started, 8)
         lifecycle.kill(lab.cluster, A, lab.said.append)
@@ -111,7 +111,7 @@ def test_power_lost_in_mid_fetch_costs_what_was_not_there(lab: Lab, hub: Running
 
 
 def test_ctrl_c_ends_the_looking_on_and_not_the_fetch(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    hub.hub.slow = 0.1
+    hub.hub.slow = 0.2
     with invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, A, started)
         started.interrupt()
