@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from core.token import ask_argv
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import NotServing
 from core.process import Completed, run
-from core.token import ask_argv
 from serve.ready import Readiness, has_token, no_token, parse, real_error
 from tests.unit.loopback import answering
 from tests.unit.samples import TABLES, capture
