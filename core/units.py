@@ -19,9 +19,17 @@ PROMETHEUS, NODE_EXPORTER = "sparkstack-prometheus", "sparkstack-node-exporter"
 MONITOR = (PROMETHEUS, NODE_EXPORTER)
 """Units that watch and serve nothing: `invoke monitor` starts and stops them."""
 
-# what ends with another code than 0 when it is told to end is no failure, and is not shown as one afterwards
+# systemctl fails for a unit that nobody has loaded; it is down, which is what is wanted. What ends with another code
+# than 0 when it is told to end is no failure, and is not shown as one afterwards.
 _STOP = """
-systemctl stop "$@" || exit
+for unit do
+    shift
+    case $(systemctl show --property=LoadState,ActiveState "$unit") in
+        *=not-found*=inactive* | *=inactive*=not-found*) ;;
+        *) set -- "$@" "$unit" ;;
+    esac
+done
+[ $# -eq 0 ] || systemctl stop "$@" || exit
 for unit do
     ! systemctl --quiet is-failed "$unit" || systemctl reset-failed "$unit" || exit
 done

@@ -23,7 +23,7 @@ def _of_suite(service: Service, facts: Facts) -> Iterator[str]:
     cluster, profile, head = service.cluster, service.profile, service.cluster.head
     yield "systemd units in place of nohup: their environment is there before Ray starts, and stop leaves no process"
     yield "supervisors on both nodes: a rank that is lost takes the whole service down and up again"
-    yield f"the API listens on {cluster.api_host} only, and asks for a key (invoke key.show)"
+    yield f"the API listens on {cluster.api_host} only and asks for a key: the guide has 0.0.0.0, open to anyone"
     if cluster.api.tls is not None:
         yield "Caddy stands before vLLM: clients talk to the API by TLS"
     if profile.executor == "ray":

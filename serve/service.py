@@ -15,7 +15,7 @@ from core.question import model_command
 from core.units import ENGINE, PROXY, SUPERVISOR, runs, stop_argv
 from serve import drain, flags, ready
 from serve.api.keys import Secrets, credential_steps
-from serve.api.tls import require_proxy
+from serve.api.tls import UNIT, require_proxy
 from serve.cluster import Service
 from serve.deviations import deviations
 from serve.files import PACKAGES, WANTED, files_of, lacking, present, stale
@@ -67,7 +67,10 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
                 "keep shared memory",
                 (step for node in cluster.nodes for step in _linger(cluster, node, facts[node.name])),
             ),
-            (START, (step for node in cluster.nodes for step in _start(service, node))),
+            (
+                START,
+                (step for node in cluster.nodes for step in _start(cluster, node, proxied=_proxied(cluster, node))),
+            ),
             (FIRST_TOKEN, _token(service, generation)),
         ],
         notes,
@@ -147,7 +150,7 @@ def _model_command(service: Service) -> str:
 
 def _supervised(service: Service, node: Node, seen: NodeFacts) -> bool:
     """Whether what is kept running on the node runs: its supervisor, and on the head the proxy where there is one."""
-    proxied = service.cluster.api.tls is None or node != service.cluster.head or runs(seen, PROXY)
+    proxied = not _proxied(service.cluster, node) or runs(seen, PROXY)
     return runs(seen, SUPERVISOR) and proxied
 
 
@@ -170,10 +173,14 @@ def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> 
         return
     for node in cluster.nodes:
         seen, new = facts[node.name], files[node.name]
+        proxies = [PROXY] if UNIT in new else []
         differ = [path for path in lacking(new, seen) if str(path) in seen.files]
         gone = [PurePosixPath(path) for path in stale(new, seen)]
         yield _root(
-            node, "stop what did not come up", "what served before comes back", stop_argv([SUPERVISOR, *ENGINE])
+            node,
+            "stop what did not come up",
+            "what served before comes back",
+            stop_argv([SUPERVISOR, *proxies, *ENGINE]),
         )
         for path in (*differ, *gone):
             yield _write(node, path, seen.files[str(path)], "what served before comes back")
@@ -181,7 +188,7 @@ def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> 
         if added:
             yield _root(node, "remove what was new", "what served before comes back", ("rm", "-f", *added))
         yield _root(node, "reload systemd", "units changed", ("systemctl", "daemon-reload"))
-        yield from _start(service, node)
+        yield from _start(cluster, node, proxied=str(UNIT) in seen.files)
 
 
 def _linger(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Step]:
@@ -198,10 +205,14 @@ def _root(node: Node, title: str, reason: str, argv: tuple[str, ...]) -> Run:
     return Run(node=node.name, title=title, reason=reason, argv=argv, privileged=True)
 
 
-def _start(service: Service, node: Node) -> Iterator[Step]:
-    units = [SUPERVISOR, *([PROXY] if service.cluster.api.tls and node == service.cluster.head else [])]
-    why = "it starts the ranks, now and at each boot" if node == service.cluster.head else "it obeys the head's"
+def _start(cluster: Cluster, node: Node, *, proxied: bool) -> Iterator[Step]:
+    units = [SUPERVISOR, *([PROXY] if proxied else [])]
+    why = "it starts the ranks, now and at each boot" if node == cluster.head else "it obeys the head's"
     yield _root(node, f"enable and start {', '.join(units)}", why, ("systemctl", "enable", "--quiet", "--now", *units))
+
+
+def _proxied(cluster: Cluster, node: Node) -> bool:
+    return cluster.api.tls is not None and node == cluster.head
 
 
 def _token(service: Service, generation: str) -> tuple[Step, ...]:

@@ -13,12 +13,13 @@ OURS = re.compile(r"(psm_|sem\.mp-|nccl-|torch_|plasma|__KMP_REGISTERED_LIB_)")
 
 def sweep(uid: int) -> tuple[str, ...]:
     """Remove the segments of a user that no process maps; return their names."""
+    found = [path for path in FOLDER.iterdir() if OURS.match(path.name)]
+    # looked for after the folder was read: what comes meanwhile is not in the list, what is mapped meanwhile is here
     mapped = set(mapped_names(texts(Path("/proc").glob("[0-9]*/maps"))))
-    found = [path for path in FOLDER.iterdir() if OURS.match(path.name) and path.name not in mapped]
     removed = []
     for path in found:
         try:
-            if path.is_file() and path.stat().st_uid == uid:
+            if path.name not in mapped and path.is_file() and path.stat().st_uid == uid:
                 path.unlink()
                 removed.append(path.name)
         except FileNotFoundError:
