@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from tests.beforehand import WHEELS, Beforehand
 from tests.machines.checkout import Checkout, copy_project
 from tests.machines.command_line import CommandLine
 from tests.machines.harness import CLUSTER, Lab
+from tests.machines.serving import Service, bring_up
 from tests.machines.small import Small, forget_small, make_small
 from wheels.manifest import Manifest
 
@@ -97,6 +98,37 @@ def small(lab: Lab, small_made: Small) -> Small:  # noqa: ARG001 (they have to r
     """Both machines with the old release in use, whatever the test before left."""
     small_made.reset()
     return small_made
+
+
+@pytest.fixture
+def model(deployed: str, invoke: CommandLine) -> str:
+    """Both nodes have the release and the tiny model."""
+    invoke.works("lab.model")
+    return deployed
+
+
+@pytest.fixture
+def serving_with(lab: Lab, invoke: CommandLine, request: pytest.FixtureRequest) -> Callable[[str], Service]:
+    """Return what brings the service up under an executor; where it serves so already, nothing is done.
+
+    All tests of serve/ share the one that runs: a start takes most of a minute.
+    """
+    return lambda executor: bring_up(lab, invoke, executor, lambda: request.getfixturevalue("model"))
+
+
+SHARED = (
+    *("test_serving.py", "test_serve_doors.py", "test_serve_faults.py", "test_serve_load.py"),
+    *("test_serve_supervision.py", "test_serve_given_up.py"),
+)
+"""Files of tests that share one service, in the order that needs the fewest starts: Ray first, then mp, then none."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the tests that share a service into their order, in the places that they have among all others."""
+    places = [number for number, item in enumerate(items) if item.path.name in SHARED]
+    ordered = sorted((items[number] for number in places), key=lambda item: SHARED.index(item.path.name))
+    for number, item in zip(places, ordered, strict=True):
+        items[number] = item
 
 
 @pytest.hookimpl(wrapper=True)
