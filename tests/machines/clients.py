@@ -175,3 +175,13 @@ class Traffic:
                 one.said += (choice.get("delta") or {}).get("content") or ""
                 one.finish = choice.get("finish_reason") or one.finish
         one.complete()
+
+
+def not_answered(traffic: Traffic) -> list[Asked]:
+    """Return the requests that had no right answer."""
+    return [one for one in traffic.asked if one.outcome != ANSWERED]
+
+
+def let_in_for_nothing(traffic: Traffic) -> list[Asked]:
+    """Return the requests whose answer began, and did not come to its right end."""
+    return [one for one in traffic.asked if one.let_in and one.outcome != ANSWERED]

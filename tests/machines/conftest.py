@@ -20,6 +20,8 @@ from tests.machines.serving import Service, bring_up
 from tests.machines.small import Small, forget_small, make_small
 from wheels.manifest import Manifest
 
+HERE = Path(__file__).parent
+
 
 @pytest.fixture(scope="session")
 def lab_session(before: Beforehand | None) -> Iterator[Lab]:
@@ -116,17 +118,22 @@ def serving_with(lab: Lab, invoke: CommandLine, request: pytest.FixtureRequest) 
     return lambda executor: bring_up(lab, invoke, executor, lambda: request.getfixturevalue("model"))
 
 
-SHARED = (
-    *("test_serving.py", "test_serve_doors.py", "test_serve_faults.py", "test_serve_load.py"),
-    *("test_serve_supervision.py", "test_serve_given_up.py"),
+TURNS = (
+    *("test_serving.py", "test_serve_doors.py", "test_serve_faults.py ray", "test_serve_change.py"),
+    *("test_serve_faults.py mp", "test_serve_load.py", "test_serve_supervision.py", "test_serve_given_up.py"),
 )
-"""Files of tests that share one service, in the order that needs the fewest starts: Ray first, then mp, then none."""
+"""Tests that share one service, in the order that needs the fewest starts: Ray first, then mp, then none."""
+
+
+def _turn(item: pytest.Item) -> str:
+    executor = item.callspec.params["executor"] if item.path.name == "test_serve_faults.py" else ""  # type: ignore[attr-defined]
+    return f"{item.path.name} {executor}".strip()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the tests that share a service into their order, in the places that they have among all others."""
-    places = [number for number, item in enumerate(items) if item.path.name in SHARED]
-    ordered = sorted((items[number] for number in places), key=lambda item: SHARED.index(item.path.name))
+    places = [number for number, item in enumerate(items) if item.path.parent == HERE and _turn(item) in TURNS]
+    ordered = sorted((items[number] for number in places), key=lambda item: TURNS.index(_turn(item)))
     for number, item in zip(places, ordered, strict=True):
         items[number] = item
 
