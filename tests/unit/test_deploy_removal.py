@@ -41,7 +41,7 @@ def test_nodes_without_anything_of_ours_have_nothing_to_do() -> None:
 def test_files_and_folder_go_and_a_node_that_has_nothing_is_left_alone() -> None:
     made = plan(replace(EMPTY, **STOPPED))
     assert titles(made) == [
-        "remove 2 files in /etc",
+        "remove 2 files, the cache and the keys",
         "remove current, models, releases, wheels in /opt/sparkstack",
         "remove /opt/sparkstack",
     ]
@@ -105,7 +105,7 @@ def test_the_metrics_go_before_the_unit_that_keeps_them() -> None:
     assert titles(made) == [
         "stop sparkstack-node-exporter, sparkstack-prometheus",
         "remove the metrics kept so far",
-        "remove 2 files in /etc",
+        "remove 2 files, the cache and the keys",
     ]
 
 
@@ -119,7 +119,9 @@ def test_no_boot_looks_for_a_unit_that_was_removed(tmp_path: Path) -> None:
     (step,) = plan(replace(EMPTY, files={str(tmp_path / "sparkstack-prometheus.service"): ""})).steps
     assert isinstance(step, Run)
     script = step.argv[2].replace("/etc/systemd/system", str(tmp_path)).replace("systemctl daemon-reload", "true")
-    run(["sh", "-c", script.replace("/etc/sparkstack", str(tmp_path / "none")), *step.argv[3:]])
+    for ours in ("/etc/sparkstack", "/usr/local/lib/sparkstack", "/var/cache/sparkstack"):
+        script = script.replace(ours, str(tmp_path / "none"))
+    run(["sh", "-c", script, *step.argv[3:]])
     assert sorted(path.name for path in tmp_path.rglob("*.service")) == ["somebodys.service"] * 2
 
 
@@ -172,7 +174,10 @@ def test_a_unit_that_ended_is_no_reason_to_refuse_and_a_failed_one_is_forgotten(
 def test_what_serves_is_stopped_first_when_told() -> None:
     made = plan_remove(local(), serving(service()), stop=True)
     assert [stage.title for stage in made.stages] == ["stop what runs", "remove units and environment files"]
-    assert titles(made)[0] == "stop sparkstack-ray-head, sparkstack-vllm"
+    assert titles(made)[:2] == [
+        "start nothing at boot",
+        "stop sparkstack-ray-head, sparkstack-supervisor, sparkstack-vllm",
+    ]
 
 
 @pytest.mark.processes
