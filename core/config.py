@@ -92,6 +92,8 @@ class Cluster(Model):
     """Who may sign releases (ssh-keygen(1), ALLOWED SIGNERS), relative to the project; nodes then install no other."""
     push: Literal["auto", "direct", "relay"] = "auto"
     """How wheels reach the nodes: each from here, or one from here and the others from it over the fabric."""
+    silence: Annotated[float, Field(ge=4, le=600)] = 20
+    """Seconds without an answer after which a connection counts as lost; a lock on a node lives half as long again."""
     askpass: Path | None = None
     """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
     lab: Lab | None = None

@@ -54,7 +54,9 @@ def _streamed(endpoint: Endpoint, body: dict[str, Any], on_piece: Callable[[str]
             pieces.append(piece)
             on_piece(piece)
     if not any(pieces):
-        raise NotServing("the API answered without a token", next_move="invoke logs")
+        raise NotServing("the API answered without a token", node=endpoint.node, next_move="invoke logs")
+    if finish is None:  # a proxy may end what was cut off behind it as if it were whole
+        raise NotServing("the answer broke off", node=endpoint.node, next_move="invoke logs")
     return {"answer": "".join(pieces), "finish_reason": finish, "model": body["model"]}
 
 

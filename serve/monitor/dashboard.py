@@ -65,7 +65,7 @@ SUPERVISION = (
     Panel(
         "Age of the supervisors' word",
         "s",
-        (('time() - node_textfile_mtime_seconds{file=~".*/(sparkstack|ray).prom"}', "{{node}} {{file}}"),),
+        (('time() - node_textfile_mtime_seconds{file=~".*/sparkstack.prom"}', "{{node}} {{file}}"),),
         about="what they say is as old as this: it grows when a supervisor no longer writes",
     ),
 )
@@ -113,7 +113,12 @@ VLLM = (
     ),
 )
 RAY = (
-    Panel("Nodes alive in Ray", "none", (("max(sparkstack_ray_nodes_alive)", "nodes"),)),
+    Panel(
+        "Nodes on which Ray runs",
+        "none",
+        (("max(sparkstack_ray_nodes_alive)", "nodes"),),
+        about="as its units tell; before vLLM starts, Ray itself is asked whether it has every node with its GPU",
+    ),
     Panel("GPUs that Ray has", "none", (("max(sparkstack_ray_gpus)", "GPUs"),)),
 )
 NODES = (

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pathlib import PurePosixPath
 
 from core.config import Cluster, Node
 from core.facts import Facts
 from core.units import MONITOR, NODE_EXPORTER, PROMETHEUS
+from serve.api.keys import MONITOR_KEY, path_of
 from serve.cluster import UNIT_FOLDER
-from serve.monitor.scrape import EXPORTER_PORT, PROMETHEUS_PORT, exporters, key_hash, networks, vllm
+from serve.monitor.scrape import EXPORTER_PORT, PROMETHEUS_PORT, exporters, key_print, networks, vllm
+from serve.templates import render
 
 CONFIG = PurePosixPath("/etc/sparkstack/prometheus.yml")
 OWN = frozenset({str(CONFIG), *(str(UNIT_FOLDER / f"{name}.service") for name in MONITOR)})
 """Every file that `invoke monitor` may write to a node."""
 TEXT_FILES = PurePosixPath("/run/sparkstack/metrics")
 """Where the supervisors put what the node exporters hand on."""
-KEY_FILE = PurePosixPath(f"/run/credentials/{PROMETHEUS}.service/monitor-key")
+KEY_FILE = PurePosixPath(f"/run/credentials/{PROMETHEUS}.service") / MONITOR_KEY
 """Where systemd lays the credential for the unit: systemd.exec(5), LoadCredential=."""
 SIZE, DAYS = "1GB", 30
 """What Prometheus keeps at most."""
@@ -27,16 +27,6 @@ COLLECTORS = (
     *("pressure", "stat", "thermal_zone", "uname", "vmstat"),
 )
 MARKER = "made by sparkstack (invoke monitor); changes are overwritten"
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parents[1] / "units"),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701 - YAML and unit files, not HTML; words of YAML go through `word`
-)
-_TEMPLATES.filters["word"] = json.dumps  # JSON's strings are YAML's
 
 
 def units_of(cluster: Cluster, node: Node) -> tuple[str, ...]:
@@ -54,13 +44,15 @@ def files_of(cluster: Cluster, node: Node, facts: Facts) -> dict[PurePosixPath, 
 
 
 def configuration(cluster: Cluster, facts: Facts) -> str:
-    """Return prometheus.yml; it names the key's hash, so that another key makes another file and a new start."""
+    """Return prometheus.yml; it names the key's fingerprint, so that another key makes another file and a new start."""
     head = facts[cluster.head.name]
-    digest = key_hash(head)
-    return _TEMPLATES.get_template("prometheus.yml.j2").render(
+    known = key_print(head)
+    return render(
+        "prometheus.yml",
         marker=MARKER,
         key_file=KEY_FILE,
-        key_note=f" (SHA-256 {digest[:12]}…)" if digest else "",
+        key_note=f" ({known[:12]}…)" if known else "",
+        word=json.dumps,  # JSON's strings are YAML's
         vllm=vllm(cluster, head),
         nodes=exporters(cluster),
         networks=tuple(networks(cluster, facts)),
@@ -68,10 +60,12 @@ def configuration(cluster: Cluster, facts: Facts) -> str:
 
 
 def _prometheus(cluster: Cluster, node: Node) -> str:
-    return _TEMPLATES.get_template(f"{PROMETHEUS}.service.j2").render(
+    return render(
+        f"{PROMETHEUS}.service",
         marker=MARKER,
         node=node,
         config=CONFIG,
+        credential=f"{MONITOR_KEY}:{path_of(MONITOR_KEY)}",
         state=PROMETHEUS,
         port=PROMETHEUS_PORT,
         size=SIZE,
@@ -81,7 +75,8 @@ def _prometheus(cluster: Cluster, node: Node) -> str:
 
 
 def _exporter(cluster: Cluster, node: Node) -> str:
-    return _TEMPLATES.get_template(f"{NODE_EXPORTER}.service.j2").render(
+    return render(
+        f"{NODE_EXPORTER}.service",
         marker=MARKER,
         node=node,
         port=EXPORTER_PORT,

@@ -9,13 +9,14 @@ from pathlib import PurePosixPath
 from core.config import Cluster, Node
 from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
+from core.parsers import Unit
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.units import MONITOR, NODE_EXPORTER, PROMETHEUS, RUNNING, clean_argv, runs, stop_argv
 from deploy import apt
 from serve.cluster import UNIT_FOLDER
 from serve.monitor import targets
 from serve.monitor.files import CONFIG, OWN, files_of, units_of
-from serve.monitor.scrape import EXPORTER_PORT, PROMETHEUS_PORT, Target, key_hash, required
+from serve.monitor.scrape import EXPORTER_PORT, PROMETHEUS_PORT, Target, key_print, required
 
 DEBIAN = {PROMETHEUS: "prometheus", NODE_EXPORTER: "prometheus-node-exporter"}
 """Our unit to the package that has its program; the package's own service has the package's name."""
@@ -68,9 +69,13 @@ def plan_off(cluster: Cluster, facts: Facts) -> Plan:
 
 
 def _as_wanted(cluster: Cluster, node: Node, seen: NodeFacts, files: Files) -> bool:
-    """Whether the node has exactly these files, and every unit of them runs."""
+    """Whether the node has exactly these files, and every unit of them runs, and will after a boot."""
     same = {path: seen.files[path] for path in _ours(seen)} == {str(path): text for path, text in files.items()}
-    return same and all(unit in seen.units and seen.units[unit].active == "active" for unit in units_of(cluster, node))
+    return same and all(_watches(seen.units.get(unit)) for unit in units_of(cluster, node))
+
+
+def _watches(unit: Unit | None) -> bool:
+    return unit is not None and unit.active == "active" and unit.enabled
 
 
 def _ours(seen: NodeFacts) -> list[str]:
@@ -93,7 +98,7 @@ def _require_ports(cluster: Cluster, node: Node, seen: NodeFacts) -> None:
 
 def _key_first(cluster: Cluster, facts: Facts) -> Iterator[Step]:
     head = cluster.head.name
-    if not key_hash(facts[head]):
+    if not key_print(facts[head]):
         yield Later(
             node=head,
             title="have a key that opens vLLM's metrics",

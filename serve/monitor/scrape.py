@@ -1,8 +1,8 @@
 """What Prometheus scrapes: vLLM on the head, a node exporter on every node; and on which network a device is.
 
 Ray is no target of its own: without `ray[default]` its agent runs with `--minimal` and exports no metrics, and with it
-the port would be open on every interface (ray/dashboard/agent.py, modules/reporter/reporter_agent.py, Ray 2.60.0). What
-the supervisors know of Ray comes through the node exporters, as text files.
+the port would be open on every interface (ray/dashboard/agent.py, modules/reporter/reporter_agent.py, Ray 2.60.0).
+Which units of Ray run the supervisors say, in text files that the node exporters hand on.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from core.config import Cluster, Node
 from core.facts import Facts, NodeFacts
 from core.parsers import record_or_none
 from core.ports import same_port
 from core.units import VLLM, runs
+from serve.api.keys import FINGERPRINTS, MONITOR_KEY, fingerprints
 from serve.commands import fabric_interface
+from serve.files import WANTED
 
 PROMETHEUS_PORT, EXPORTER_PORT = 9090, 9100
-SERVICE = PurePosixPath("/etc/sparkstack/service.json")
-KEYS = PurePosixPath("/etc/sparkstack/credentials.json")
-MONITOR_KEY = "monitor-key"
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,12 @@ class Rule:
 
 
 def vllm(cluster: Cluster, head: NodeFacts) -> Target:
-    """Return vLLM's own address on the head: with TLS that is behind the proxy, on loopback, and plain."""
-    api = record_or_none(head.files.get(str(SERVICE), "{}")).get("api")
+    """Return vLLM's own address on the head as it was last served: with TLS behind the proxy, on loopback and plain."""
+    api = record_or_none(head.files.get(str(WANTED), "{}")).get("api")
     said = api if isinstance(api, dict) else {}
-    host = "127.0.0.1" if said.get("tls") else str(cluster.api_host)
-    return Target("vllm", cluster.head.name, f"{host}:{said.get('port', cluster.api.port)}")
+    tls = said.get("tls", cluster.api.tls is not None)
+    port = urlsplit(str(said.get("url", cluster.api_url))).port or cluster.api.port
+    return Target("vllm", cluster.head.name, f"{'127.0.0.1' if tls else cluster.api_host}:{port}")
 
 
 def exporters(cluster: Cluster) -> tuple[Target, ...]:
@@ -82,7 +82,6 @@ def _rule(node: Node, devices: set[str], network: str) -> Rule:
     return Rule(f"{re.escape(node.name)};({'|'.join(map(re.escape, sorted(devices)))})", network)
 
 
-def key_hash(head: NodeFacts) -> str:
-    """Return the SHA-256 of the key that opens /metrics, as the head has it; empty where there is none yet."""
-    found = record_or_none(head.files.get(str(KEYS), "{}")).get(MONITOR_KEY)
-    return found if isinstance(found, str) else ""
+def key_print(head: NodeFacts) -> str:
+    """Return the fingerprint of the key that opens /metrics, as the head has it; empty where there is none yet."""
+    return fingerprints(head.files.get(str(FINGERPRINTS), "")).get(MONITOR_KEY, "")

@@ -7,6 +7,8 @@ are known by their SHA-256 alone: of 256 random bits that tells nothing.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -24,6 +26,9 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 HEALTH, METRICS, LIVE = "/health", "/metrics", "/sparkstack/live"
 RETRY_AFTER = 30
 """Seconds after which a client that is turned away while the service drains may come again."""
+READ_ON = 16 * 1024**2
+READ_ON_SECONDS = 5
+"""How much of a question is taken before it is refused, and for how long."""
 API, MONITOR, PROBE = "api-key", "monitor-key", "probe"
 """Who asks; the first two are names in credentials.json."""
 
@@ -129,12 +134,14 @@ class Guard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path, who = scope["method"], scope["path"], self._who(scope)
         if not may(who, method, path):
+            await _read_on(receive)
             await _refuse(send)
         elif (method, path) == ("GET", LIVE):
             await _answer(send, 200, {"in_flight": self._in_flight, "draining": self._draining()})
         elif (method, path) == ("GET", METRICS) or who == PROBE:
             await self._app(scope, receive, send)
         elif self._draining():
+            await _read_on(receive)
             await _turn_away(send)
         else:
             await self._counted(scope, receive, send)
@@ -164,6 +171,17 @@ class Guard:
 
 def _is_health(scope: Scope) -> bool:
     return scope["path"] == HEALTH and scope["method"] in ("GET", "HEAD")
+
+
+async def _read_on(receive: Receive) -> None:
+    """Take the rest of a question that gets no answer: a client, or a proxy, that still sends sees a reset instead."""
+    left, more = READ_ON, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READ_ON_SECONDS):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 async def _refuse(send: Send) -> None:

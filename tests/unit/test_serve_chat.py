@@ -73,6 +73,11 @@ def test_an_error_in_the_middle_of_the_stream_is_shown() -> None:
     assert "EngineCore encountered an issue" in caught.value.evidence
 
 
+def test_a_stream_that_ends_without_saying_why_is_no_answer() -> None:
+    with api(event("Two ")) as (endpoint, _), pytest.raises(NotServing, match="the answer broke off"):
+        ask(endpoint, "tiny", "?", lambda _: None)
+
+
 @pytest.mark.parametrize("code", [400, 404, 500, 503])
 def test_another_code_is_an_error_with_the_apis_words(code: int) -> None:
     with api('{"error": "no such model"}', code) as (endpoint, _), pytest.raises(NotServing) as caught:
@@ -91,7 +96,7 @@ def test_an_api_that_is_not_there_is_named() -> None:
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://198.18.0.1:1")
-    with api(event("yes")) as (endpoint, _):
+    with api(event("yes", "stop")) as (endpoint, _):
         assert ask(endpoint, "tiny", "?", lambda _: None)["answer"] == "yes"
 
 
@@ -103,7 +108,7 @@ def test_a_key_that_is_not_the_apis_is_said_to_be_so() -> None:
 
 
 def test_a_key_of_any_letters_is_sent_as_it_is() -> None:
-    with api(event("yes")) as (endpoint, served):
+    with api(event("yes", "stop")) as (endpoint, served):
         ask(replace(endpoint, key="schlüssel"), "tiny", "?", lambda _: None)
     assert served.authorizations == ["Bearer schlüssel".encode().decode("latin-1")]
 

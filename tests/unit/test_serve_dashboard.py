@@ -14,6 +14,7 @@ import pytest
 
 from core.process import run
 from serve.monitor.dashboard import FILE, SOURCE, as_text, dashboard
+from serve.onnode.record import metrics
 from tests.unit.samples import TABLES
 
 METRICS = json.loads((TABLES / "metrics.json").read_text(encoding="utf-8"))
@@ -65,6 +66,21 @@ def test_each_other_metric_is_one_of_the_node_exporters_the_supervisors_or_prome
 
 def test_everything_that_the_supervisors_write_is_shown() -> None:
     assert set(METRICS["sparkstack"]) <= used()
+
+
+def test_what_the_supervisors_write_is_what_the_table_says() -> None:
+    nodes = {"a": {"units": {"sparkstack-ray-head": "active"}, "memory_available": 1}}
+    head = {
+        "role": "head",
+        "phase": "serving",
+        "at": 2,
+        "serving_since": 1,
+        "attempt": 1,
+        "failures": [],
+        "nodes": nodes,
+    }
+    written = {re.split(r"[ {]", line)[0] for line in metrics(head).splitlines() if not line.startswith("#")}
+    assert written == set(METRICS["sparkstack"])
 
 
 def test_a_panel_is_complete_and_has_a_place_of_its_own() -> None:

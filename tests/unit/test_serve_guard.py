@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.onnode import guard as module
 from serve.onnode.guard import App, Guard, Receive, Scope, Send, bearer
 
 KEY, MONITOR, LINK, PROBE = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -180,6 +181,46 @@ def test_a_key_of_any_bytes_is_taken_as_it_is(key: bytes) -> None:
     assert bearer([(b"authorization", b"Bearer " + key)]) == key
 
 
+async def endless() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"x" * 1024**2, "more_body": True}
+
+
+def in_pieces(messages: list[dict[str, Any]]) -> Receive:
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    return receive
+
+
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+def test_a_question_that_is_refused_is_read_to_its_end_first_but_not_for_ever(key: str, place: Path) -> None:
+    (place / "drain").touch()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": authorized(key)}
+    pieces: list[dict[str, Any]] = [{"type": "http.request", "body": b"x", "more_body": True}] * 3
+    pieces += [{"type": "http.request"}, {"type": "more than that is not asked for"}]
+    gone = [{"type": "http.request", "more_body": True}, {"type": "http.disconnect"}]
+    for receive in (in_pieces(pieces), in_pieces(gone), endless):
+        answer = Answer()
+        asyncio.run(_awaited(Guard(hello)(scope, receive, answer.send)))
+        assert answer.status == (503 if key == KEY else 401)
+    assert len(pieces) == 1
+    assert not gone
+
+
+@pytest.mark.usefixtures("place")
+def test_a_question_that_never_comes_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_ON_SECONDS", 0.01)
+
+    async def silent() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    answer = Answer()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": authorized("wrong")}
+    asyncio.run(_awaited(Guard(hello)(scope, silent, answer.send)))
+    assert answer.status == 401
+
+
 def test_a_new_key_counts_at_once_and_the_old_one_no_more(place: Path) -> None:
     async def rotated() -> list[int]:
         guard = Guard(hello)
@@ -306,7 +347,8 @@ def test_what_was_refused_and_what_our_own_probe_asks_is_not_counted() -> None:
     async def counted() -> list[int]:
         stream = Stream()
         guard = Guard(stream)
-        tasks = [(await begun(guard, headers=authorized(key)))[0] for key in ("wrong", PROBE, KEY)]
+        await get(guard, "/v1/completions", authorized("wrong"), "POST")
+        tasks = [(await begun(guard, headers=authorized(key)))[0] for key in (PROBE, KEY)]
         found = await in_flight(guard)
         stream.end.set()
         await asyncio.gather(*tasks)

@@ -14,7 +14,7 @@ import pytest
 from core.config import load_cluster
 from core.errors import NotServing, UnfitNode
 from core.facts import Facts, NodeFacts
-from core.parsers import Listener
+from core.parsers import Listener, Unit
 from core.plan import Later, Plan, Poll, Run, as_text
 from core.process import Completed, run
 from core.units import MONITOR, NODE_EXPORTER, PROMETHEUS
@@ -32,6 +32,10 @@ KEYS = {"/etc/sparkstack/credentials.json": json.dumps({"api-key": "a" * 64, "mo
 ALL = frozenset(PACKAGES)
 
 
+def enabled(name: str) -> Unit:
+    return replace(unit(name), enabled=True)
+
+
 def ready(**changes: Any) -> dict[str, NodeFacts]:
     """Return two machines that have packages and key, and nothing that watches."""
     facts = lab_facts(packages=ALL, **changes)
@@ -44,7 +48,7 @@ def watched(facts: Facts | None = None) -> dict[str, NodeFacts]:
     return {
         node.name: replace(
             facts[node.name],
-            units={**facts[node.name].units, **{name: unit(name) for name in units_of(CLUSTER, node)}},
+            units={**facts[node.name].units, **{name: enabled(name) for name in units_of(CLUSTER, node)}},
             files={
                 **facts[node.name].files,
                 **{str(path): text for path, text in files_of(CLUSTER, node, facts).items()},
@@ -136,8 +140,9 @@ class TestTargets:
         ("api", "address"),
         [
             (None, f"{CLUSTER.api_host}:8000"),
-            ({"port": 8001, "tls": False}, f"{CLUSTER.api_host}:8001"),
-            ({"port": 8000, "tls": True}, "127.0.0.1:8000"),
+            ({"url": "http://10.0.0.1:8001/v1", "tls": False}, f"{CLUSTER.api_host}:8001"),
+            ({"url": "https://spark.example:8000/v1", "tls": True}, "127.0.0.1:8000"),
+            ({"url": "https://spark.example/v1", "tls": True}, "127.0.0.1:8000"),
         ],
     )
     def test_with_tls_vllm_is_asked_behind_the_proxy(self, api: dict[str, Any] | None, address: str) -> None:
@@ -230,6 +235,11 @@ class TestPlan:
         units = {NODE_EXPORTER: unit(NODE_EXPORTER, state)}
         plan = plan_monitor(CLUSTER, {**facts, "lab-b": replace(facts["lab-b"], units=units)})
         assert f"start {NODE_EXPORTER}" in titles(plan, "lab-b")
+
+    def test_a_unit_that_no_boot_would_start_is_enabled(self) -> None:
+        facts = watched()
+        facts["lab-b"] = replace(facts["lab-b"], units={NODE_EXPORTER: unit(NODE_EXPORTER)})
+        assert titles(plan_monitor(CLUSTER, facts), "lab-b")[-1] == f"start {NODE_EXPORTER}"
 
     def test_a_node_that_is_no_longer_the_head_loses_prometheus(self) -> None:
         facts = watched()
