@@ -41,7 +41,7 @@ class Head:
         now = time.time()
         found = record.state(text, wanted.generation)
         self._state = found or decide.first(now, serial=int(now))
-        self._agent = Agent(wanted, self._state.serial if found else 0)
+        self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._patience = now + (wanted.limits.lost if found else 0)
         self._desk = link.Desk()
         self._server: link.Server | None = None
@@ -91,7 +91,7 @@ class Worker:
         self._wanted = wanted
         head = (wanted.addresses[wanted.head], wanted.port)
         self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
-        self._agent = Agent(wanted, record.serial(text, wanted.generation))
+        self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._heard = self._since = time.time()
         self._alone = ""
 

@@ -93,7 +93,9 @@ class TestResting:
     def test_it_rests_as_long_as_it_has_to(self) -> None:
         before = state(Phase.RESTING, not_before=NOW + 1)
         assert after(before, reports(ENDED)) == before
-        assert after(before, reports(ENDED, lab_a={"at": NOW + 1}, lab_b={"at": NOW + 1}), NOW + 1).phase is Phase.STARTING
+        assert (
+            after(before, reports(ENDED, lab_a={"at": NOW + 1}, lab_b={"at": NOW + 1}), NOW + 1).phase is Phase.STARTING
+        )
 
     def test_a_start_has_a_new_serial_and_begins_with_the_first_stage(self) -> None:
         found = after(state(Phase.RESTING, attempt=4), reports(ENDED))
@@ -116,6 +118,11 @@ class TestResting:
     def test_the_patience_for_memory_begins_when_the_rest_is_over(self) -> None:
         before = state(Phase.RESTING, since=NOW - 300, not_before=NOW - 10)
         assert after(before, reports(ENDED, lab_b={"memory": 0})).phase is Phase.RESTING
+
+    @pytest.mark.parametrize("back", [{"serial": 6}, {"units": {WORKER: Unit("active")}}])
+    def test_a_node_that_was_away_while_the_others_ended_ends_first(self, back: dict[str, Any]) -> None:
+        found = after(state(Phase.RESTING, reason="why"), reports(ENDED, lab_b=back))
+        assert (found.phase, found.serial, found.reason) == (Phase.STOPPING, 7, "why")
 
     def test_a_node_that_goes_away_is_waited_for(self) -> None:
         found = after(state(Phase.RESTING), {A: reports(ENDED)[A]})
@@ -152,7 +159,9 @@ class TestStarting:
         assert found.reason.count("ended: x") == 3
 
     def test_a_start_that_takes_too_long_names_what_was_not_ready(self) -> None:
-        found = after(state(Phase.STARTING, stage=2, since=NOW - 301), reports({**UP, A: {HEAD: "active", VLLM: "activating"}}))
+        found = after(
+            state(Phase.STARTING, stage=2, since=NOW - 301), reports({**UP, A: {HEAD: "active", VLLM: "activating"}})
+        )
         assert (found.phase, found.reason) == (Phase.STOPPING, "lab-a: sparkstack-vllm was not ready within 300 s")
 
     def test_a_node_that_falls_silent_is_a_failure(self) -> None:
