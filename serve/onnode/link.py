@@ -106,7 +106,7 @@ def report(message: Mapping[str, Any], now: float) -> tuple[str, Seen]:
             notes=tuple(str(note) for note in message["notes"]),
         )
         return str(message["node"]), seen
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Broken(f"it sends what is no report: {error}") from error
 
 
@@ -114,7 +114,7 @@ def order(message: Mapping[str, Any]) -> Order:
     """Return the order of a message. Raises Broken."""
     try:
         return Order(str(message["generation"]), int(message["serial"]), tuple(str(name) for name in message["run"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Broken(f"it sends what is no order: {error}") from error
 
 
