@@ -147,6 +147,8 @@ def _tar_member(package: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
 
 
 def _zip_member(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    if not info.filename:  # Python's own is_dir() takes it for an index error
+        raise ValueError("it holds a member without a name")
     mode = info.external_attr >> 16 if info.create_system == 3 else 0
     kind = stat.S_IFMT(mode)
     if info.is_dir():

@@ -214,6 +214,11 @@ def test_changed_bytes_never_do_more_than_fail(tmp_path_factory: pytest.TempPath
     assert sorted(path.name for path in place.iterdir()) == ["a", "b"]
 
 
+def test_a_member_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match="a member without a name"):
+        unpack(zip_file(tmp_path / "a", ("", b"12", 0o100644)), tmp_path / "b" / "out")
+
+
 PARTS = st.lists(st.sampled_from(["a", "b", "..", ".", ""]), min_size=1, max_size=4).map("/".join)
 KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
 
