@@ -5,6 +5,7 @@ The only importer of fabric and paramiko. Nothing here asks for anything: a key 
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from paramiko.ssh_exception import AuthenticationException, BadHostKeyException,
 
 from core.config import Cluster, Node
 from core.errors import AuthenticationRefused, HostKeyRefused, NodeUnreachable, SparkstackError
-from core.process import Tunnel
+from core.process import Tunnel, run
 from core.sshroute import CONNECT_TIMEOUT, Route, pulse
 
 __all__ = ["SSH_ERRORS", "AuthFailure", "Channel", "CommandTimedOut", "Connection", "connect", "shown_key"]
@@ -43,7 +44,7 @@ BANNER_TIMEOUT = 0.8 * CONNECT_TIMEOUT
 
 def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
     """Return an open connection to a node. Raises our errors for what is refused on the way, and SSH_ERRORS."""
-    _require_made(cluster, node)
+    _require_made(cluster, node, way)
     keys = _Keys(way)
     overrides = {"sudo": {"prompt": SUDO_PROMPT}, "authentication": {"strategy_class": partial(_given, keys)}}
     with ExitStack() as stack:
@@ -75,7 +76,7 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
     It is not trusted by this, and nobody logs in. None where it has no key of these types. Raises NodeUnreachable, and
     HostKeyRefused for a jump host before it.
     """
-    _require_made(cluster, node)
+    _require_made(cluster, node, way)
     tunnel = Tunnel(way.proxy) if way.proxy else None
     try:
         with ExitStack() as stack:
@@ -99,14 +100,17 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
         ) from error
 
 
-def _require_made(cluster: Cluster, node: Node) -> None:
-    """Refuse a local machine that `lab.up` has never made: somebody else may answer at its address.
+def _require_made(cluster: Cluster, node: Node, way: Route) -> None:
+    """Refuse a local machine that `lab.up` has never made: from then on the way to it ends on this host.
 
-    `lab.up` writes the host keys, and has the machines' subnets end at this host.
+    Until then it leads to a gateway, and somebody else may answer at its address.
     """
-    if cluster.lab is not None and not cluster.known_hosts.is_file():
+    if cluster.lab is None or way.proxy is not None:
+        return
+    found = run(["ip", "-json", "route", "get", way.host], check=False)
+    if found.code == 0 and any("gateway" in one for one in json.loads(found.out)):
         raise NodeUnreachable(
-            "this local machine has never been made",
+            f"this local machine has never been made: the way to {way.host} leads out of this host",
             node=node.name,
             next_move=f"invoke lab.up --cluster {cluster.flag}",
         )

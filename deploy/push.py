@@ -18,6 +18,8 @@ from core.plan import Step, Talk, megabytes
 from deploy.sending import ARGV, Errand, send
 from wheels.manifest import Manifest, Wheel
 
+GONE = 1.25
+"""A node gives us up after this many times the silence that counts as a loss: our own side has given up by then."""
 PORT = 29778
 """Of the relay of wheels, on the fabric address of the node that has them first."""
 
@@ -146,7 +148,7 @@ class _Push:
 
     def _told(self) -> dict[str, Any]:
         wheels = [(wheel.sha256, wheel.size, wheel.filename) for wheel in self.manifest.wheels]
-        return {"root": str(self.cluster.root), "wheels": wheels}
+        return {"root": str(self.cluster.root), "wheels": wheels, "silence": GONE * self.cluster.silence}
 
     def _link(self) -> dict[str, Any]:
         assert self.way.source is not None

@@ -76,6 +76,7 @@ def environment_of(service: Service, node: Node, seen: NodeFacts) -> dict[str, s
     }
     if service.profile.executor == "ray":
         network["RAY_ADDRESS"] = f"{cluster.head.fabric}:{cluster.ray_port}"
+        network["RAY_worker_niceness"] = "0"
     if service.ray_asks:
         network["RAY_AUTH_MODE"] = "token"
     halves = [hca.device for hca in seen.hcas if hca.up and same_port(hca.interface, interface)]

@@ -32,6 +32,7 @@ def _of_suite(service: Service, facts: Facts) -> Iterator[str]:
             f"Ray plans with {profile.ray_cpus} CPUs and {profile.object_store / 2**30:g} GiB of object store a node, "
             "not with all CPUs and 30 % of the memory: the GPU lives in the same memory"
         )
+        yield "RAY_worker_niceness=0: Ray nices its workers to 15, and anything else on the node would come first"
     if service.ray_asks:
         yield "RAY_AUTH_MODE=token: Ray lets in only who has the cluster's token"
     if cluster.workers:

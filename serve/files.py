@@ -86,13 +86,19 @@ def _values(service: Service, node: Node, seen: NodeFacts) -> dict[str, Any]:
 
 
 def closed_ports(cluster: Cluster) -> tuple[str, ...]:
-    """Return the TCP ports of ours that only the fabric may reach, as nft writes ranges (docs/ports.md)."""
+    """Return the TCP ports that only the fabric may reach, as nft writes ranges (docs/ports.md).
+
+    The last ones are those that Linux gives to who asks for any: PyTorch's store of a Ray executor listens at one
+    (net.ipv4.ip_local_port_range, https://docs.kernel.org/networking/ip-sysctl.html). Answers to our own connections
+    are let in before.
+    """
     return (
         f"{cluster.ray_port}-{cluster.ray_port + RAY_PORTS - 1}",
         f"10001-{WORKER_PORTS[1]}",
         str(cluster.master_port),
         f"{VLLM_PORTS[0]}-{VLLM_PORTS[1]}",
         str(cluster.supervision.port),
+        "32768-60999",
     )
 
 

@@ -1,6 +1,7 @@
 """Receives wheels over stdin into the store of this node, and offers them to the other nodes while they arrive.
 
-The request: {"root": "/opt/sparkstack", "wheels": [[SHA256, SIZE, NAME], ...]}, and to offer them on the fabric as well
+The request: {"root": "/opt/sparkstack", "wheels": [[SHA256, SIZE, NAME], ...], "silence": SECONDS without a byte after
+which the controller counts as gone}, and to offer them on the fabric as well
 "offer": {"address": "172.16.100.1", "port": 29778, "secret": HEX, "takers": ["gx10-c6fb"]}.
 
 A line on stdout, {"need": [[SHA256, BYTES THAT ARE THERE], ...]}, asks for bytes: the rest of each of these files, one
@@ -50,7 +51,7 @@ def main(told: Mapping[str, Any]) -> int:
 def receive(told: Mapping[str, Any], descriptor: int = 0) -> None:
     """Bring all wheels of the request into the store; raises Refused."""
     store, wanted = Store(Path(told["root"])), wheels_of(told)
-    arriving = Arriving(store, wanted)
+    arriving = Arriving(store, wanted, float(told.get("silence", SILENCE)))
     with store.held(), _offered(told.get("offer"), arriving) as wait:
         missing = store.missing(wanted)
         arriving.begin(missing)
@@ -84,7 +85,7 @@ def _arrive(
     begun = at = store.arrived(wheel)
     with part.open("a+b", buffering=0) as file:
         total = hash_so_far(file)
-        for block in _blocks(descriptor, wheel.size - at):
+        for block in _blocks(descriptor, wheel.size - at, arriving.silence):
             common.write_all(file.fileno(), block, at)
             total.update(block)
             at += len(block)
@@ -109,11 +110,11 @@ def _flush(part: Path) -> None:
         return  # it was not what it must be
 
 
-def _blocks(descriptor: int, left: int) -> Iterator[memoryview]:
+def _blocks(descriptor: int, left: int, silence: float) -> Iterator[memoryview]:
     """Yield so many bytes as they come. Raises Refused where they end, or nothing comes."""
     buffer, roomy = memoryview(bytearray(BLOCK)), _roomy(descriptor)
     while left:
-        ready, _, _ = select.select([descriptor], [], [], SILENCE)
+        ready, _, _ = select.select([descriptor], [], [], silence)
         count = os.readv(descriptor, [buffer[:left]]) if ready else 0
         if not count:
             raise Refused("network", "the connection ended in the middle", "run it again: what has arrived is kept")
@@ -136,8 +137,9 @@ class Arriving:
 
     manifest = b""
 
-    def __init__(self, store: Store, wanted: Sequence[Wheel]) -> None:
+    def __init__(self, store: Store, wanted: Sequence[Wheel], silence: float = SILENCE) -> None:
         self.store = store
+        self.silence = silence
         self._wanted = wanted
         self._there: dict[Wheel, int] = {}
         self._changed = threading.Condition()

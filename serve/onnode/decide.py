@@ -6,7 +6,7 @@ waited for, and all of it starts again, each time a little later, until it is gi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -208,7 +208,7 @@ def _failed(state: State, wanted: Wanted, now: float, reason: str, *, silent: bo
     """Count a failure: end everything, then rest for longer than the last time, or give up."""
     failure = Failure(now, reason)
     row = (*state.row, failure)
-    alike = [one.reason for one in row[-SAME:]] == [reason] * SAME and state.served is None and not silent
+    alike = len(row) >= SAME and _in_common(row[-SAME:]) and state.served is None and not silent
     over = alike or len(row) >= wanted.limits.attempts
     delays = wanted.limits.delays
     return replace(
@@ -222,6 +222,12 @@ def _failed(state: State, wanted: Wanted, now: float, reason: str, *, silent: bo
         row=row,
         failures=(*state.failures, failure)[-KEPT:],
     )
+
+
+def _in_common(failures: Iterable[Failure]) -> bool:
+    """Whether one of their causes is the same in all: what ends because of it may not be the same each time."""
+    causes = [set(one.reason.split("; ")) for one in failures]
+    return bool(set.intersection(*causes))
 
 
 def _absent(wanted: Wanted, seen: Mapping[str, Seen], now: float) -> list[str]:

@@ -308,6 +308,10 @@ def test_a_port_that_somebody_else_answers_is_named(
 def test_a_local_machine_that_was_never_made_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever answers at its address until `lab.up` fences it off is somebody else."""
     monkeypatch.setattr(config, "WORK", tmp_path)
+    ip = tmp_path / "ip"
+    ip.write_text("""#!/bin/sh\necho '[{"dst": "198.18.34.100", "gateway": "192.0.2.1", "dev": "eth0"}]'\n""")
+    ip.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     local = load_cluster("local")
     for ask in (connect, shown_key):
         with pytest.raises(NodeUnreachable, match="never been made") as caught:
