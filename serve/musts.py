@@ -35,8 +35,11 @@ OURS = {
     "--headless": "workers have it by themselves",
     "--ssl-keyfile": "invoke serve --tls",
     "--ssl-certfile": "invoke serve --tls",
+    "--uds": "the cluster's [api] says where it listens",
 }
 """Options that the suite gives itself, and what takes their place in the configuration."""
+SHORT = {"-pp": "--pipeline-parallel-size", "-tp": "--tensor-parallel-size", "-n": "--nnodes", "-r": "--node-rank"}
+"""Other names that vLLM has for them."""
 WATCHED = ("--disable-log-stats",)
 """Options that take away what the watchdog looks at."""
 
@@ -60,8 +63,10 @@ def violations(service: Service) -> Iterator[tuple[str, str]]:
 
 
 def _flags(service: Service) -> Iterator[tuple[str, str]]:
-    words = [word.partition("=")[0] for word in service.profile.flags if word.startswith("--")]
-    for word in words:
+    for given in service.profile.flags:
+        # vLLM reads --tensor_parallel_size as well
+        word = given.partition("=")[0].replace("_", "-") if given.startswith("-") else ""
+        word = SHORT.get(word, word)
         if word in OURS:
             yield f"flags holds {word}, which the suite gives itself", OURS[word]
         if word in WATCHED:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import subprocess
@@ -24,7 +26,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from serve.onnode import record
 from serve.onnode.notify import notify
@@ -35,6 +37,8 @@ IDLE = 10.0
 """Seconds without a token after which we ask for one ourselves."""
 WINDOW = 10.0
 """Seconds over which the rate of tokens is taken."""
+PATIENCE = 5.0
+"""Seconds for an answer that costs no token."""
 DRAIN = Path("/run/sparkstack/drain")
 
 
@@ -115,11 +119,11 @@ class Api:
 
     def numbers(self) -> Numbers:
         """Return what /metrics says."""
-        return numbers(self._get("/metrics", 5).decode(errors="replace"))
+        return numbers(self._get("/metrics", PATIENCE).decode(errors="replace"))
 
     def in_flight(self) -> int:
         """Return how many requests the guard has let in and not yet seen to their end."""
-        return int(json.loads(self._get("/sparkstack/live", 5))["in_flight"])
+        return int(json.loads(self._get("/sparkstack/live", PATIENCE))["in_flight"])
 
     def token(self, timeout: float) -> bool:
         """Ask for one token, through every rank."""
@@ -134,8 +138,8 @@ class Api:
             return found
 
 
-NO_ANSWER = (OSError, ValueError, KeyError, TypeError)
-"""What a server that is not well gives us instead of an answer (urllib's errors are OSErrors)."""
+NO_ANSWER = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, OverflowError)
+"""What a server that is not well gives us instead of an answer (urllib's own errors are OSErrors)."""
 
 
 class Watch:
@@ -228,7 +232,7 @@ class Watch:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command behind `--` and watch it; return its exit code."""
+    """Run the command behind `--` and watch it; return its exit code, negative for the signal that ended it."""
     parser = argparse.ArgumentParser(prog="engine")
     parser.add_argument("--url", required=True, help="where it listens")
     parser.add_argument("--model", required=True, help="a name that it serves")
@@ -247,8 +251,19 @@ def main(argv: Sequence[str]) -> int:
             child.wait(TURN)
         except subprocess.TimeoutExpired:
             continue
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return child.returncode
+
+
+def end(code: int) -> NoReturn:
+    """End as vLLM has ended; by the same signal, so that systemd can tell of it."""
+    sys.stderr.flush()
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # whatever there is to see is in vLLM's
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)  # a question that hangs does not hold us up
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))  # a question that hangs does not hold us up
+    end(main(sys.argv[1:]))
