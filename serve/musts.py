@@ -67,8 +67,10 @@ def _flags(service: Service) -> Iterator[tuple[str, str]]:
         # vLLM reads --tensor_parallel_size as well
         word = given.partition("=")[0].replace("_", "-") if given.startswith("-") else ""
         word = SHORT.get(word, word)
-        if word in OURS:
-            yield f"flags holds {word}, which the suite gives itself", OURS[word]
+        # and the beginning of an option as the whole
+        ours = next((one for one in OURS if len(word) > 2 and one.startswith(word)), None)
+        if ours is not None:
+            yield f"flags holds {word}, which the suite gives itself", OURS[ours]
         if word in WATCHED:
             yield f"flags holds {word}: the watchdog would see no token move", "remove it"
 

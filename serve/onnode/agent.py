@@ -6,12 +6,15 @@ import os
 import pwd
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from serve.onnode import memory, reasons, shm
 from serve.onnode.decide import DOWN, Order, Seen, Unit
 from serve.onnode.wanted import Wanted
 
+SYNC = 3.0
+"""Seconds that are waited for dirty pages."""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -81,11 +84,16 @@ class Agent:
         swept = shm.sweep(pwd.getpwnam(self._wanted.user).pw_uid)
         if swept:
             self._notes["shm"] = f"removed {len(swept)} segments of shared memory that a killed rank left"
-        os.sync()
+        self._write_back()
         try:
             DROP_CACHES.write_text("3\n", encoding="ascii")
         except OSError as error:
             self._notes["cache"] = f"page cache not dropped: {error.strerror}"
+
+    def _write_back(self) -> None:
+        """Have dirty pages written, so that they can be dropped; where a disk is slow, for a few seconds only."""
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.Popen(["sync"]).wait(SYNC)  # it goes on by itself: our own turn must not be late
 
     def _unit(self, show: dict[str, str]) -> Unit:
         state = reasons.active(show)

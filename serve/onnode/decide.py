@@ -91,6 +91,8 @@ class State:
     served: float | None = None
     row: tuple[Failure, ...] = ()
     failures: tuple[Failure, ...] = ()
+    failed: int = 0
+    """How many failures there were in all."""
     over: bool = False
     """Whether the row of failures ends here: it is not started again."""
 
@@ -221,6 +223,7 @@ def _failed(state: State, wanted: Wanted, now: float, reason: str, *, silent: bo
         not_before=now + delays[min(len(row), len(delays)) - 1],
         row=row,
         failures=(*state.failures, failure)[-KEPT:],
+        failed=state.failed + 1,
     )
 
 

@@ -13,18 +13,20 @@ import secrets
 import socket
 import socketserver
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from io import BufferedRWPair
 from typing import Any
 
+from serve.onnode import clock
 from serve.onnode.decide import Order, Seen, Unit
 
 LONGEST = 1 << 16
 """Bytes of a message."""
 SILENCE = 5.0
 """Seconds that the other side has for a message."""
+CONNECT = 2.0
+"""Seconds that a connection may take: a worker without a head ends its ranks, and must not wait on its way there."""
 
 
 class Broken(Exception):
@@ -177,7 +179,7 @@ class _Conversation(socketserver.StreamRequestHandler):
         try:
             line = Line(stream, self.server.secret, head=True)
             while True:
-                node, seen = report(line.take(), time.time())
+                node, seen = report(line.take(), clock.now())
                 answer = self.server.desk.hand_in(node, seen)
                 if answer is None:
                     return
@@ -206,10 +208,10 @@ class Caller:
 
     def _connect(self) -> Line:
         try:
-            self._socket = socket.create_connection(self._address, SILENCE, source_address=(self._own, 0))
+            self._socket = socket.create_connection(self._address, CONNECT, source_address=(self._own, 0))
         except OSError as error:
             raise Broken(f"{self._address[0]} port {self._address[1]}: {error}") from error
-        self._socket.settimeout(2 * SILENCE)
+        self._socket.settimeout(SILENCE + 1)
         self._line = Line(self._socket.makefile("rwb"), self._secret, head=False)
         return self._line
 

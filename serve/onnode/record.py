@@ -30,6 +30,7 @@ def head(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> 
         "stage": state.stage,
         "not_before": state.not_before,
         "reason": state.reason,
+        "failed": state.failed,
         "over": state.over,
         "serving_since": state.since if state.phase is Phase.SERVING else None,
         "served": state.served,
@@ -89,6 +90,7 @@ def state(text: str, generation: str) -> State | None:
             served=data["served"],
             row=tuple(Failure(**one) for one in data["row"]),
             failures=tuple(Failure(**one) for one in data["failures"]),
+            failed=data["failed"],
             over=data["over"],
         )
     except (ValueError, KeyError, TypeError):
@@ -122,7 +124,7 @@ def _metrics(data: Mapping[str, Any]) -> Iterator[str]:
         yield "# TYPE sparkstack_attempts_total counter"
         yield f"sparkstack_attempts_total {data['attempt']}"
         yield "# TYPE sparkstack_failures_total counter"
-        yield f"sparkstack_failures_total {len(data['failures'])}"
+        yield f"sparkstack_failures_total {data['failed']}"
         yield "# TYPE sparkstack_serving_seconds gauge"
         serving = data["serving_since"]
         yield f"sparkstack_serving_seconds {max(0, data['at'] - serving) if serving else 0:.0f}"

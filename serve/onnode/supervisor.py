@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from serve.onnode import decide, link, record
+from serve.onnode import clock, decide, link, record
 from serve.onnode.agent import Agent
 from serve.onnode.decide import Order, Phase, State
 from serve.onnode.notify import notify
@@ -38,7 +38,7 @@ class Head:
 
     def __init__(self, wanted: Wanted, secret: bytes, text: str) -> None:
         self._wanted, self._secret = wanted, secret
-        now = time.time()
+        now = clock.now()
         found = record.state(text, wanted.generation)
         self._state = found or decide.first(now, serial=int(now))
         self._agent = Agent(wanted, *record.order(text, wanted.generation))
@@ -49,7 +49,7 @@ class Head:
     def turn(self) -> dict[str, Any]:
         """Look, decide, act; return the state to write down."""
         trouble = self._listen()
-        now = time.time()
+        now = clock.now()
         own = self._agent.report(now)
         seen = {**self._desk.reports(), self._wanted.node: own}
         if now >= self._patience or set(seen) >= set(self._wanted.nodes):
@@ -65,7 +65,7 @@ class Head:
         if (before.phase, before.reason) != (after.phase, after.reason):
             say(f"{after.phase}: {after.reason}")
         if after.phase is Phase.GIVEN_UP is not before.phase and self._wanted.hook:
-            data = record.head(after, self._wanted, {}, time.time())
+            data = record.head(after, self._wanted, {}, clock.now())
             Thread(target=run_hook, args=(self._wanted, data), daemon=True).start()
 
     def _listen(self) -> str:
@@ -92,20 +92,20 @@ class Worker:
         head = (wanted.addresses[wanted.head], wanted.port)
         self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
         self._agent = Agent(wanted, *record.order(text, wanted.generation))
-        self._heard = self._since = time.time()
+        self._heard = self._since = clock.now()
         self._alone = ""
 
     def turn(self) -> dict[str, Any]:
         """Report, obey; without a head for too long, end what runs. Return the state to write down."""
-        seen = self._agent.report(time.time())
+        seen = self._agent.report(clock.now())
         try:
             self._agent.obey(self._caller.exchange(link.report_message(self._wanted.node, seen)))
-            self._heard, why = time.time(), ""
+            self._heard, why = clock.now(), ""
         except link.Broken as broken:
             why = f"no word from {self._wanted.head}: {broken}"
-            if time.time() - self._heard > self._wanted.limits.lost:
+            if clock.now() - self._heard > self._wanted.limits.lost:
                 self._agent.obey(Order(self._wanted.generation, seen.serial))
-        now = time.time()
+        now = clock.now()
         if bool(why) != bool(self._alone):
             self._since = now
             say(why or f"obeys {self._wanted.head}")
@@ -178,7 +178,8 @@ def keep(data: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     if not changed and data["at"] - before.get("at", 0) < WRITTEN:
         return before
     try:
-        record.write(record.STATE, json.dumps(data) + "\n")
+        written = {**data, "at": time.time()}  # who reads it goes by the time of day
+        record.write(record.STATE, json.dumps(written) + "\n")
         record.write(record.METRICS, record.metrics(data))
     except OSError as error:
         say(f"the state cannot be written down: {error}")

@@ -152,6 +152,7 @@ def state(served: Service, node: Node, generation: str, phase: str = "serving", 
         "since": NOW - 100,
         "reason": "a token came through every rank" if head else "",
         "failures": [],
+        "failed": 0,
         **changes,
     }
 

@@ -77,6 +77,7 @@ def test_what_the_supervisors_write_is_what_the_table_says() -> None:
         "serving_since": 1,
         "attempt": 1,
         "failures": [],
+        "failed": 0,
         "nodes": nodes,
     }
     written = {re.split(r"[ {]", line)[0] for line in metrics(head).splitlines() if not line.startswith("#")}
