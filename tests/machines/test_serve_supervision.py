@@ -100,7 +100,7 @@ def test_a_profile_that_does_not_come_up_brings_back_what_served(
     change = ('"--max-model-len", "512"', '"--max-model-len", "100000"')
     with Traffic(service.door, clients=2) as traffic:
         done = service.invoke("serve", profile("tiny-too-long", executed(service.executor), change))
-        assert_refused(done, 40, "given up", "max_model_len", "what served before comes back")
+        assert_refused(done, 40, "given up", "max_model_len", f"{A}: stop what did not come up: done")
         service.waits_until_back(since, service.bare + OVERHEAD)
         assert eventually(lambda: traffic.answer_since(service.since()) is not None, 20)
     assert let_in_for_nothing(traffic) == []
