@@ -1,1 +1,1 @@
-"""Measured speed: vLLM's own benchmark on the head, kept with what it ran on, compared, judged, and searched through."""
+"""Measured speed: vLLM's own benchmark on the head, kept with what it ran on, compared, judged, searched through."""

@@ -1,4 +1,4 @@
-"""What the memory allows: tokens a second from bandwidth and bytes, KV cache that fits, layers and weights of each rank.
+"""What the memory allows: tokens a second from bandwidth and bytes, KV cache that fits, layers and weights by rank.
 
 A decoding step reads the weights of a rank once, and the keys and values of every sequence in it. Nothing can be faster
 than that; computing, waiting for the other rank and the software's own time come on top. Pure.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from core.config import Model
 from core.errors import ConfigError
@@ -65,7 +65,7 @@ class Fingerprint(Model):
     executor: str
     flags: tuple[str, ...]
     environment: dict[str, str]
-    shape: dict[str, Any] = {}
+    shape: dict[str, Any] = Field(default_factory=dict)
     """The model's config.json, as far as it says how large it is."""
     commit: str | None = None
     """Of this suite; with a + where files were changed since."""
@@ -113,7 +113,7 @@ class Record(Model):
     fingerprint: Fingerprint
     startup: Startup = Startup()
     runs: tuple[Run, ...] = ()
-    samples: dict[str, tuple[Sample, ...]] = {}
+    samples: dict[str, tuple[Sample, ...]] = Field(default_factory=dict)
     """By node."""
 
     def of(self, test: Test | str) -> tuple[Figures, ...]:

@@ -1,4 +1,4 @@
-"""What vLLM says of itself when it starts, out of its log: the KV cache, the weights on each rank, the seconds. Pure."""
+"""What vLLM says of itself when it starts, out of its log: KV cache, weights on each rank, seconds. Pure."""
 
 from __future__ import annotations
 

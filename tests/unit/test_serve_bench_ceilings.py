@@ -2,48 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from core.config import CONFIG
 from serve.bench.ceilings import bandwidth, ceiling, kv_tokens, ranks, shape_of, stages
-from serve.bench.record import Fingerprint, Gpu, NodePrint
-
-SHAPE = json.loads((CONFIG / "models" / "Qwen2.5-32B-Instruct.json").read_text())
-GIB = 2**30
-
-
-def node(name: str, rate: float | None = None) -> NodePrint:
-    gpu = Gpu(name="NVIDIA GB10", capability="12.1", driver="580.95.05")
-    return NodePrint(
-        name=name,
-        architecture="aarch64",
-        kernel="6.14",
-        system="DGX OS",
-        cores=20,
-        memory=int(121.7 * GIB),
-        gpus=(gpu,),
-        gpu_rate=rate,
-    )
-
-
-def sparks(pipeline: int = 2, tensor: int = 1, *, rate: float | None = None, replicas: int = 1) -> Fingerprint:
-    return Fingerprint(
-        cluster="spark",
-        nodes=(node("a", rate), node("b", rate)),
-        stack="guide",
-        release="guide-1",
-        profile="qwen2.5-32b",
-        model="Qwen2.5-32B-Instruct",
-        pipeline_parallel=pipeline,
-        tensor_parallel=tensor,
-        replicas=replicas,
-        executor="ray",
-        flags=("--enforce-eager", "--gpu-memory-utilization", "0.80", "--max-model-len", "4096"),
-        environment={},
-        shape=SHAPE,
-    )
+from tests.unit.benchsamples import GIB, node, sparks
 
 
 def test_the_layers_are_divided_as_the_guide_says():
@@ -61,7 +23,10 @@ def test_each_rank_of_the_guide_holds_30_5_gib_of_weights():
     shape = shape_of(sparks())
     assert shape is not None
     assert [round(rank.weights / GIB, 1) for rank in ranks(sparks(), shape)] == [30.5, 30.5]
-    assert [(rank.node, rank.first, rank.last) for rank in ranks(sparks(), shape)] == [("a", 0, 31), ("b", 32, 63)]
+    assert [(rank.node, rank.first, rank.last) for rank in ranks(sparks(), shape)] == [
+        ("gx10-beee", 0, 31),
+        ("gx10-c6fb", 32, 63),
+    ]
 
 
 def test_the_ranks_together_are_the_model():
