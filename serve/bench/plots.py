@@ -69,6 +69,8 @@ def ticks(high: float, count: int = 4) -> tuple[float, ...]:
 
 def shown(value: float) -> str:
     """Return a number for an axis or a bar: three digits that count, thousands apart."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.3g}k"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
