@@ -16,7 +16,7 @@ fetch=(python3 -m pip download -q --no-deps --only-binary=:all: --python-version
 find site -name __pycache__ -prune -exec rm -rf {} +
 "$root/.venv/bin/python" - "$dest/work" <<'PY'
 import sys, tarfile, zstandard
-shape = zstandard.ZstdCompressionParameters.from_level(15, enable_ldm=True, window_log=27, threads=2)
+shape = zstandard.ZstdCompressionParameters.from_level(3, enable_ldm=True, window_log=27, threads=2)
 with open(f"{sys.argv[1]}/site.tar.zst", "wb") as raw:
     with zstandard.ZstdCompressor(compression_params=shape).stream_writer(raw) as out:
         with tarfile.open(fileobj=out, mode="w|") as tar:
