@@ -30,6 +30,7 @@ TASKS: Mapping[str, str] = {
     "bench.measure": "serve.bench.tasks:measure_suite",
     "bench.compare": "serve.bench.tasks:compare",
     "bench.report": "serve.bench.tasks:report",
+    "tune": "serve.bench.tasks:tune",
     "demo": "lab.tasks:demo",
     "build.lock": "build.tasks:lock",
     "build.bundle": "build.tasks:bundle",

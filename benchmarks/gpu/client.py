@@ -43,7 +43,14 @@ def client(given: argparse.Namespace) -> None:
         words += ["--model", given.model, "--served-model-name", NAME, "--dataset-name", "random"]
         words += ["--random-input-len", tokens, "--random-output-len", output or answer, "--num-prompts", prompts]
         words += ["--request-rate", rate, *(["--max-concurrency", limit] if limit else []), "--ignore-eos"]
-        words += ["--seed", str(seed + 10 * number + names.index(name)), "--ready-check-timeout-sec", "60"]
+        words += [
+            "--temperature",
+            "0",
+            "--seed",
+            str(seed + 10 * number + names.index(name)),
+            "--ready-check-timeout-sec",
+            "60",
+        ]
         words += ["--percentile-metrics", "ttft,tpot,itl", "--metric-percentiles", "99", "--disable-tqdm"]
         words += ["--save-result", "--result-dir", str(folder), "--result-filename", target.name]
         with contextlib.redirect_stdout(sys.stderr):

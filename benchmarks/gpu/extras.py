@@ -13,12 +13,11 @@ from core.config import CONFIG, load_cluster, load_profile
 from core.probe import probe_argv
 from core.question import Question, probe_request
 
-TOKENS = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def model(folder: Path) -> None:
-    """Write the config.json of Qwen2.5-32B and a tokenizer of made-up words: enough for random text."""
+    """Write the config.json of Qwen2.5-32B and a tokenizer of single letters: enough for random text."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = json.loads((CONFIG / "models" / "Qwen2.5-32B-Instruct.json").read_text(encoding="utf-8"))
     more = {
@@ -47,19 +46,30 @@ def model(folder: Path) -> None:
 
 
 def tokenizer() -> dict[str, object]:
-    """Return a word-level tokenizer: any run of its words is as many tokens again, whatever it is cut into."""
-    words = [*SPECIAL, "<unk>", *(f"w{number}" for number in range(TOKENS - len(SPECIAL) - 1))]
+    """Return a byte-level BPE without merges, of printable ASCII alone: any text is as many tokens as characters."""
+    letters = ("Ġ", *map(chr, range(33, 127)))  # byte-level BPE writes a space as Ġ
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bytelevel = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": number, "content": word, **added} for number, word in enumerate(SPECIAL)],
         "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "pre_tokenizer": bytelevel,
         "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(words)}, "unk_token": "<unk>"},
+        "decoder": bytelevel,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {word: number for number, word in enumerate((*SPECIAL, *letters))},
+            "merges": [],
+        },
     }
 
 

@@ -97,7 +97,7 @@ def load_argv(service: Service, load: Load) -> tuple[str, ...]:
         *("--model", str(service.model), "--served-model-name", service.profile.served_names[0]),
         *("--dataset-name", "random", "--random-input-len", str(test.input), "--random-output-len", str(load.output)),
         *("--num-prompts", str(test.prompts), "--request-rate", rate, *limit, "--ignore-eos"),
-        *("--seed", str(load.seed), "--ready-check-timeout-sec", "60"),
+        *("--seed", str(load.seed), "--temperature", "0", "--ready-check-timeout-sec", "60"),
         *("--percentile-metrics", "ttft,tpot,itl", "--metric-percentiles", "99", "--disable-tqdm"),
     )
 

@@ -140,7 +140,8 @@ def _candidates(space: Space, done: Sequence[Outcome], goals: Sequence[Goal]) ->
     )
     for way in ways:
         for best in dict.fromkeys(one.setting for goal in goals if (one := winner(done, goal)) is not None):
-            yield from way(best)
+            # upwards only: what is safer was tried on the way here
+            yield from (setting for setting in way(best) if setting.daring > best.daring)
 
 
 def structures(space: Space) -> Iterator[Setting]:
@@ -152,9 +153,10 @@ def structures(space: Space) -> Iterator[Setting]:
 
 
 def winner(done: Sequence[Outcome], goal: Goal) -> Outcome | None:
-    """Return the best outcome for a goal; of those that are nearly as good the safest."""
+    """Return the best outcome for a goal; of those nearly as good the safest, for context the fastest first."""
     working = [one for one in done if one.works and one.score(goal) > 0]
     if not working:
         return None
     top = max(one.score(goal) for one in working)
-    return min((one for one in working if one.score(goal) * CLEAR >= top), key=lambda one: one.setting.daring)
+    near = [one for one in working if one.score(goal) * CLEAR >= top]
+    return winner(near, "throughput") if goal == "context" else min(near, key=lambda one: one.setting.daring)

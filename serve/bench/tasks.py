@@ -1,7 +1,8 @@
-"""Tasks of serve/bench/: bench.measure (bench for short), bench.compare, bench.report."""
+"""Tasks of serve/bench/: bench.measure (bench for short), bench.compare, bench.report, tune."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from invoke.context import Context
@@ -9,7 +10,7 @@ from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
 from core.command import Options, answer, answer_json, command, look, show_plan
-from core.config import Cluster, load_profile, shown
+from core.config import WORK, Cluster, load_profile, shown
 from core.errors import UsageError
 from core.facts import Facts
 from core.hand import Hand
@@ -30,7 +31,10 @@ from serve.bench.running import (
     result_path,
     unmeasured,
 )
+from serve.bench.search import structures
 from serve.bench.suite import Suite, load_suite
+from serve.bench.tuning import Tuning, run_invoke, space_of, write_winners
+from serve.bench.tuning import tune as search
 from serve.cluster import Service
 
 
@@ -143,3 +147,50 @@ def report(_: Context, result: str, html: str = "", json: bool = False) -> None:
     made = load(Path(result))
     written = _write_page(Path(html) if html else Path(result).with_suffix(".html"), page(made))
     answer_json(screen.as_data(made)) if json else answer(f"{screen.table(made)}\nreport: {shown(written)}")
+
+
+@task(
+    help={
+        "cluster": "which machines (config/clusters)",
+        "profile": "which model; what is not varied stays as it is there (config/profiles)",
+        "suite": "which tests (config/suites), or a file of them",
+        "minutes": "how long the search may take; a setting that would not fit is not begun",
+        "output": "the folder for measurements and profiles; without it one in .work/tune",
+        "dry-run": "show what may be tried and stop",
+        "json": "answer as JSON",
+        "facts": "plan from a saved file, without touching a node",
+    }
+)
+@command
+def tune(
+    _: Context,
+    cluster: str = "",
+    profile: str = "",
+    suite: str = "tune",
+    minutes: int = 120,
+    output: str = "",
+    dry_run: bool = False,
+    json: bool = False,
+    facts: str = "",
+) -> None:
+    """Search for the settings that serve best here; writes a profile for each goal with its evidence."""
+    chosen, tests = chosen_cluster(cluster), load_suite(suite)
+    options = Options(dry_run, json, Path(facts) if facts else None)
+    own = load_profile(profile or chosen.profile)
+    with Hosts(chosen) as hosts:
+        seen = look(chosen, question(own), options, hosts)
+    require_room(_service(chosen, profile, seen), tests)
+    space = space_of(own, seen, len(chosen.nodes))
+    if options.plan_only:
+        first = [setting.title for setting in structures(space)]
+        answer_json({"first": first}) if json else answer("\n".join(["tried first, the best go on:", *first]))
+        return
+    stamp = Hand.mine().at.replace("-", "").replace(":", "")
+    folder = Path(output).absolute() if output else WORK / "tune" / f"{stamp}-{chosen.name}-{own.name}"
+    tuning = Tuning(chosen, own, tests, space, minutes * 60, folder, Screen().line, run_invoke)
+    done = search(tuning)
+    winners = {goal: shown(path) for goal, path in write_winners(tuning, done).items()}
+    if json:
+        answer_json({"tried": [asdict(one) for one in done], "winners": winners})
+    else:
+        answer("\n".join(f"{goal}: {path}" for goal, path in winners.items()) or "nothing served")

@@ -35,12 +35,12 @@ def _rows(value: Any) -> bool:
 
 def _key(key: str) -> str:
     plain = key.replace("_", "").replace("-", "")
-    return key if plain.isascii() and plain.isalnum() else json.dumps(key)
+    return key if plain.isascii() and plain.isalnum() else _value(key)
 
 
 def _value(value: Any) -> str:
-    """Return a value; JSON's texts, numbers and lists are TOML's too."""
-    return json.dumps(value, ensure_ascii=True)
+    """Return a value; JSON's texts, numbers and lists are TOML's too, once DEL is escaped and no surrogate is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def profile_text(profile: Profile, comments: Iterable[str]) -> str:

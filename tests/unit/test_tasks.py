@@ -44,6 +44,7 @@ COMMANDS = {
         "releases",
         "remove",
         "network",
+        "tune",
     ),
     *(f"bench.{name}" for name in ("measure", "compare", "report")),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
