@@ -82,11 +82,14 @@ class Setting:
         return f"http://{MANAGEMENT[A]}:{9000 if self.replicas else 8000}"
 
 
+SOCKETS = {"NCCL_SOCKET_NTHREADS": "4", "NCCL_NSOCKS_PERTHREAD": "4"}
+"""More threads for NCCL over TCP: one stream is bound by one core."""
+
 SETTINGS = (
     Setting("guide", ("--enforce-eager", *GUIDE), executor="ray", more=True),
     Setting("mp-graphs", GUIDE, more=True),
     Setting("replicas-graphs", GUIDE, parallel=(), replicas=True),
-    Setting("mp-graphs-batch", (*GUIDE, "--max-num-batched-tokens", "8192", "--async-scheduling")),
+    Setting("mp-graphs-small-steps", (*GUIDE, "--max-num-batched-tokens", "2048"), environment=SOCKETS),
     Setting("ray-graphs", GUIDE, executor="ray"),
     Setting("tp-graphs", GUIDE, parallel=("--tensor-parallel-size", "2"), tests=("single", "short", "long")),
     Setting("mp-piecewise", (*GUIDE, "--compilation-config", '{"cudagraph_mode":"PIECEWISE"}')),
