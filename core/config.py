@@ -15,13 +15,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from core.api import Api, Tls
 from core.backend import Backend, Interpreter
-from core.errors import ConfigError
+from core.errors import ConfigError, UsageError
 from core.fields import Address, Environment, Folder, Model, Name, Size, Subnet, parse_size
 from core.mistakes import explain, nearest
+from core.supervision import Supervision
 
-# the kinds of values of core/fields.py are found here too
-__all__ = ("Address", "Environment", "Folder", "Model", "Name", "Size", "Subnet", "parse_size")
+# the kinds of values of core/fields.py and core/api.py are found here too
+__all__ = ("Address", "Api", "Environment", "Folder", "Model", "Name", "Size", "Subnet", "Tls", "parse_size")
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "config"
@@ -53,13 +55,6 @@ class Node(Model):
     """The node is the host that runs this suite: no SSH."""
 
 
-class Api(Model):
-    """Where the head answers OpenAI requests."""
-
-    listen: Literal["management", "loopback"] = "management"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-
-
 class Lab(Model):
     """How the local machines of a cluster are made (`invoke lab.up`); absent for clusters of real machines."""
 
@@ -84,6 +79,9 @@ class Cluster(Model):
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     api: Api = Api()
     ray_port: Annotated[int, Field(ge=1, le=65533)] = 6379
+    master_port: Annotated[int, Field(ge=1, le=65535)] = 29501
+    """Where the ranks meet on the head's fabric address, with the executor mp."""
+    supervision: Supervision = Supervision()
     backend: Backend = Backend()
     """What makes the environment of a release."""
     identity: Path | None = None
@@ -94,6 +92,8 @@ class Cluster(Model):
     """Who may sign releases (ssh-keygen(1), ALLOWED SIGNERS), relative to the project; nodes then install no other."""
     push: Literal["auto", "direct", "relay"] = "auto"
     """How wheels reach the nodes: each from here, or one from here and the others from it over the fabric."""
+    silence: Annotated[float, Field(ge=4, le=600)] = 20
+    """Seconds without an answer after which a connection counts as lost; a lock on a node lives half as long again."""
     askpass: Path | None = None
     """A program that prints the sudo password, as SUDO_ASKPASS; without it the terminal is asked once."""
     lab: Lab | None = None
@@ -141,8 +141,31 @@ class Cluster(Model):
 
     @property
     def api_url(self) -> str:
-        """Base URL of the OpenAI API."""
-        return f"http://{self.api_host}:{self.api.port}/v1"
+        """Base URL of the OpenAI API, as clients use it."""
+        tls = self.api.tls
+        name = tls.name if isinstance(tls, Tls) else None
+        return f"{'https' if tls else 'http'}://{name or self.api_host}:{self.api.port}/v1"
+
+    @property
+    def engine_host(self) -> Address:
+        """Address that vLLM itself listens on: with TLS the proxy has the other one."""
+        return Address("127.0.0.1") if self.api.tls else self.api_host
+
+    @property
+    def engine_url(self) -> str:
+        """Base URL of vLLM itself, on the head."""
+        return f"http://{self.engine_host}:{self.api.port}/v1"
+
+    def with_tls(self) -> Cluster:
+        """Return this cluster with its API behind TLS. Raises UsageError where the API listens on loopback."""
+        if self.api.listen == "loopback":
+            raise UsageError(
+                "--tls is for an API on the management network; this one listens on the head's own loopback",
+                next_move=f'leave --tls out, or write listen = "management" into the cluster {self.name}',
+            )
+        return (
+            self if self.api.tls else self.model_copy(update={"api": self.api.model_copy(update={"tls": "internal"})})
+        )
 
     def node(self, name: str) -> Node:
         """Return the node called ``name``; raise ConfigError with the nearest spelling."""
@@ -298,6 +321,8 @@ class Profile(Model):
     """Ray's shared memory on each node; vLLM passes little through it."""
     ready_timeout: Annotated[int, Field(gt=0)] = 300
     """Seconds until the first token must have come."""
+    stall_timeout: Annotated[int, Field(ge=5)] = 25
+    """Seconds without any move of a token, while somebody waits for one, after which all ranks are ended."""
     guide: dict[str, str] | None = None
     """Only in a profile that is the guide's: what it does otherwise, each with its reason; plans to serve note it."""
 

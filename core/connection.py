@@ -27,7 +27,7 @@ from paramiko.ssh_exception import AuthenticationException, BadHostKeyException,
 from core.config import Cluster, Node
 from core.errors import AuthenticationRefused, HostKeyRefused, NodeUnreachable, SparkstackError
 from core.process import Tunnel
-from core.sshroute import CONNECT_TIMEOUT, SILENCE_LIMIT, Route
+from core.sshroute import CONNECT_TIMEOUT, Route, pulse
 
 __all__ = ["SSH_ERRORS", "AuthFailure", "Channel", "CommandTimedOut", "Connection", "connect", "shown_key"]
 
@@ -37,12 +37,13 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 SSH_ERRORS = (SSHException, OSError, EOFError)
 """What paramiko raises when a connection is refused or lost."""
 SUDO_PROMPT = "[sparkstack sudo] "
-PULSE = 5
-"""Seconds between two signs of life."""
+BANNER_TIMEOUT = 0.8 * CONNECT_TIMEOUT
+"""Shorter than the timeout of the connection as a whole, which ends without saying what was waited for."""
 
 
 def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
     """Return an open connection to a node. Raises our errors for what is refused on the way, and SSH_ERRORS."""
+    _require_made(cluster, node)
     keys = _Keys(way)
     overrides = {"sudo": {"prompt": SUDO_PROMPT}, "authentication": {"strategy_class": partial(_given, keys)}}
     with ExitStack() as stack:
@@ -56,7 +57,7 @@ def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
             config=Config(lazy=True, ssh_config=paramiko.SSHConfig(), overrides=overrides),
             connect_timeout=CONNECT_TIMEOUT,
             forward_agent=False,
-            connect_kwargs={"banner_timeout": CONNECT_TIMEOUT, **({"sock": tunnel} if tunnel else {})},
+            connect_kwargs={"banner_timeout": BANNER_TIMEOUT, **({"sock": tunnel} if tunnel else {})},
         )
         # fabric's default accepts unknown keys: https://docs.fabfile.org/en/latest/api/connection.html
         connection.client.set_missing_host_key_policy(_Refuse(cluster, node))
@@ -64,7 +65,7 @@ def connect(cluster: Cluster, node: Node, way: Route) -> Connection:
             connection.client.load_host_keys(str(cluster.known_hosts))
         with _torn_down(connection, tunnel), _named(cluster, node, way, keys, tunnel):
             connection.open()
-    _watch(connection.client.get_transport(), tunnel)
+    _watch(connection.client.get_transport(), tunnel, cluster)
     return connection
 
 
@@ -74,13 +75,14 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
     It is not trusted by this, and nobody logs in. None where it has no key of these types. Raises NodeUnreachable, and
     HostKeyRefused for a jump host before it.
     """
+    _require_made(cluster, node)
     tunnel = Tunnel(way.proxy) if way.proxy else None
     try:
         with ExitStack() as stack:
             line: socket.socket = tunnel or socket.create_connection((way.host, way.port), CONNECT_TIMEOUT)
             stack.callback(line.close)
             with closing(paramiko.Transport(line)) as transport:
-                transport.banner_timeout = CONNECT_TIMEOUT
+                transport.banner_timeout = BANNER_TIMEOUT
                 if types and not _only(transport, types):
                     return None
                 transport.start_client(timeout=CONNECT_TIMEOUT)
@@ -95,6 +97,19 @@ def shown_key(cluster: Cluster, node: Node, way: Route, types: tuple[str, ...] =
             next_move=f"check power, cable and the address in the cluster {cluster.name}",
             evidence=tunnel.said() if tunnel else str(error),
         ) from error
+
+
+def _require_made(cluster: Cluster, node: Node) -> None:
+    """Refuse a local machine that `lab.up` has never made: somebody else may answer at its address.
+
+    `lab.up` writes the host keys, and has the machines' subnets end at this host.
+    """
+    if cluster.lab is not None and not cluster.known_hosts.is_file():
+        raise NodeUnreachable(
+            "this local machine has never been made",
+            node=node.name,
+            next_move=f"invoke lab.up --cluster {cluster.flag}",
+        )
 
 
 def _only(transport: paramiko.Transport, types: tuple[str, ...]) -> bool:
@@ -128,36 +143,51 @@ def _named(cluster: Cluster, node: Node, way: Route, keys: _Keys, tunnel: Tunnel
     except AuthenticationException as error:
         raise _refused(cluster, node, way, keys, error) from error
     except SSH_ERRORS as error:
-        refused = _on_the_way(cluster, node, tunnel)
+        refused = _on_the_way(cluster, node, tunnel) or _no_banner(cluster, node, way, error)
         if refused is None:
             raise
         raise refused from error
 
 
-def _watch(transport: paramiko.Transport, tunnel: Tunnel | None) -> None:
-    """Have a connection that has gone silent end after SILENCE_LIMIT."""
-    transport.set_keepalive(PULSE)
+def _no_banner(cluster: Cluster, node: Node, way: Route, error: BaseException) -> NodeUnreachable | None:
+    """Name what paramiko calls "Error reading SSH protocol banner": the port is taken by something that is no sshd."""
+    if way.proxy or "SSH protocol banner" not in str(error):
+        return None
+    silent = isinstance(error.__context__, TimeoutError)
+    what = f"says nothing for {BANNER_TIMEOUT:.0f} s" if silent else "closes the connection at once"
+    return NodeUnreachable(
+        f"no SSH server: what accepts connections at {way.host} port {way.port} {what}",
+        node=node.name,
+        next_move=f"check the address in the cluster {cluster.name}; a firewall, a proxy or a port forward on the way "
+        "answers for machines that are off, and an sshd that starts or has too many logins closes connections",
+        evidence=str(error),
+    )
+
+
+def _watch(transport: paramiko.Transport, tunnel: Tunnel | None, cluster: Cluster) -> None:
+    """Have a connection end that has been silent for as long as the cluster allows."""
+    transport.set_keepalive(pulse(cluster))
     if tunnel is not None:
         answered = Event()
-        for body in (_ask, _judge):
-            Thread(target=body, args=(transport, answered), daemon=True).start()
+        for body, seconds in ((_ask, pulse(cluster)), (_judge, cluster.silence)):
+            Thread(target=body, args=(transport, answered, seconds), daemon=True).start()
     elif isinstance(transport.sock, socket.socket):
-        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_LIMIT * 1000)
+        transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(cluster.silence * 1000))
 
 
-def _ask(transport: paramiko.Transport, answered: Event) -> None:
+def _ask(transport: paramiko.Transport, answered: Event, seconds: float) -> None:
     """Ask the server for a sign of life again and again: behind a jump host the kernel cannot tell that it is gone."""
     while transport.is_active():
         with suppress(*SSH_ERRORS):  # the connection is closed
             transport.global_request("keepalive@openssh.com")
         answered.set()
-        sleep(PULSE)
+        sleep(seconds)
 
 
-def _judge(transport: paramiko.Transport, answered: Event) -> None:
+def _judge(transport: paramiko.Transport, answered: Event, seconds: float) -> None:
     while transport.is_active():
         answered.clear()
-        if not answered.wait(SILENCE_LIMIT):
+        if not answered.wait(seconds):
             transport.close()
 
 

@@ -63,8 +63,12 @@ class NodeFacts:
     """Path to content of the suite's own units and environment files."""
     processes: tuple[parsers.Process, ...]
     listening: tuple[parsers.Listener, ...] = ()
-    token: bool = False
-    """Whether the API gave a token when it was asked (on the head, when a question was given)."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the node's supervisor says of the service (serve/onnode/record.py); empty where none runs."""
+    live: Mapping[str, Any] = field(default_factory=dict)
+    """What vLLM's watch says of its tokens (serve/onnode/engine.py); on the head only."""
+    lingers: bool = False
+    """Whether the SSH user counts as logged in always: logind then leaves its shared memory alone."""
     toolchain: parsers.Toolchain = field(default_factory=parsers.Toolchain)
     """What builds wheels there."""
     builds: frozenset[str] = frozenset()
@@ -91,6 +95,8 @@ class NodeFacts:
     """What environments can be made of."""
     hooks: Mapping[str, str] = field(default_factory=dict)
     """Release id to what `conda activate` reads there, where conda made it."""
+    moment: float = 0.0
+    """The node's own clock at the end of the probe, in seconds since 1970; 0 where it was not asked."""
 
     def interface_of(self, address: Address) -> parsers.Interface | None:
         """Return the interface that carries ``address``."""
@@ -261,7 +267,9 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         files=reader.files("own"),
         processes=reader.out("processes", parsers.processes),
         listening=reader.out("listening", parsers.listeners),
-        token=reader.out("token", parsers.token_came),
+        state=parsers.record_or_none(reader.file("state")),
+        live=parsers.record_or_none(reader.file("live")),
+        lingers=bool(reader.files("linger")),
         toolchain=_toolchain(reader),
         builds=reader.out("builds", parsers.ended_builds),
         history=reader.out("history", parsers.history),
@@ -278,6 +286,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         },
         pythons=reader.out("pythons", pythons.parse),
         hooks={path.removesuffix(pythons.IN_RELEASE).rpartition("/")[2]: text for path, text in hooks},
+        moment=reader.out("clock", lambda text: float(text.split()[1]) if text.strip() else 0.0),
     )
 
 

@@ -17,13 +17,19 @@ def nearest(word: str, words: list[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def tag(kind: str) -> str:
+    """Return what pydantic calls one kind of a value that may be of several (`Tag`); a reader does not see it."""
+    return f"={kind}"
+
+
 def explain(path: str, model: type[BaseModel], error: ValidationError) -> ConfigError:
     """Return the error for a file that is no ``model``: each wrong key with what was expected, a line each."""
     lines = []
     for detail in error.errors(include_url=False):
-        key = ".".join(str(part) for part in detail["loc"])
+        place = tuple(part for part in detail["loc"] if not str(part).startswith(tag("")))
+        key = ".".join(map(str, place))
         if detail["type"] == "extra_forbidden":
-            hint = nearest(str(detail["loc"][-1]), _keys(model, detail["loc"][:-1]))
+            hint = nearest(str(place[-1]), _keys(model, place[:-1]))
             lines.append(f"{key}: unknown key{hint}")
         elif detail["type"] == "missing":
             lines.append(f"{key}: missing")

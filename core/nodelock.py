@@ -24,14 +24,15 @@ from core.hand import Hand
 from core.host import Held, Host
 from core.parsers import record, shown
 from core.remote import Hosts
+from core.sshroute import pulse
 
 NAME = "sparkstack"
-BEAT = 5.0
-"""Seconds between two signs of life."""
-PATIENCE = 30.0
-"""Seconds of silence after which a lock is let go."""
+PATIENCE = 1.5
+"""A lock is let go after this many times the silence that counts as a loss: our own side gives up first."""
 MOST = 200
 """Characters that a holder is shown with: any user of the node can hold the lock, and say anything."""
+MARGIN = 5.0
+"""Seconds that a lock may take longer to be let go."""
 WAIT = 1.0
 """Seconds between two tries to take one that is about to be let go."""
 
@@ -89,7 +90,12 @@ while time.monotonic() < heard + patience:
 """
 
 
-def hold_argv(said: str, name: str = NAME, patience: float = PATIENCE) -> tuple[str, ...]:
+def patience_of(cluster: Cluster) -> float:
+    """Return the seconds of silence after which a lock is let go."""
+    return PATIENCE * cluster.silence
+
+
+def hold_argv(said: str, name: str = NAME, patience: float = 30) -> tuple[str, ...]:
     """Return what holds the lock on a node; ``said`` is what it answers to who asks."""
     return ("python3", "-I", "-S", "-c", _HOLD, name, said, str(patience))
 
@@ -107,18 +113,20 @@ def held(
     # in one order everywhere, so that of two commands that begin at once one gets all of them
     nodes = sorted(cluster.nodes, key=lambda node: node.management)
     with ExitStack() as stack, ThreadPoolExecutor(len(nodes)) as pool:
-        argv = hold_argv(said, name)
+        argv = hold_argv(said, name, patience_of(cluster))
         begun = [pool.submit(hosts[node.name].hold, argv) for node in nodes]
         for one in begun:
             if one.exception() is None:
                 stack.callback(one.result().close)
         locks = {node.name: one.result() for node, one in zip(nodes, begun, strict=True)}
         taken: dict[str, Held] = {}
-        with _beating(taken) as guard:
+        with _beating(taken, pulse(cluster)) as guard:
             for node in nodes:
-                if not _take(node, locks[node.name]):
-                    report(f"{node.name}: an earlier command's connection broke; its lock ends within {PATIENCE:.0f} s")
-                    locks[node.name] = _wait(node, partial(_hold, hosts[node.name], argv, stack))
+                if not _take(node, locks[node.name], patience_of(cluster)):
+                    within = f"within {patience_of(cluster):.0f} s"
+                    report(f"{node.name}: an earlier command's connection broke; its lock ends {within}")
+                    again = partial(_hold, hosts[node.name], argv, stack)
+                    locks[node.name] = _wait(node, again, patience_of(cluster))
                 taken[node.name] = locks[node.name]
             yield guard
 
@@ -127,7 +135,7 @@ def _hold(host: Host, argv: Sequence[str], stack: ExitStack) -> Held:
     return stack.enter_context(closing(host.hold(argv)))
 
 
-def _take(node: Node, lock: Held) -> bool:
+def _take(node: Node, lock: Held, patience: float) -> bool:
     """Take the lock; False where a command holds it that has ended here. Raises LockHeld."""
     lock.beat()
     text = lock.line()
@@ -149,17 +157,17 @@ def _take(node: Node, lock: Held) -> bool:
         f"{_who(holder)} works on this node",
         node=node.name,
         next_move=f"wait for it to end, or stop it there; where its controller is gone, the node notices within "
-        f"{PATIENCE:.0f} s (its process on the node is {answer.get('pid') or 'not known'})",
+        f"{patience:.0f} s (its process on the node is {answer.get('pid') or 'not known'})",
     )
 
 
-def _wait(node: Node, again: Callable[[], Held]) -> Held:
+def _wait(node: Node, again: Callable[[], Held], patience: float) -> Held:
     """Try until the node has noticed that nobody speaks to it any more; what such a command ran there ends with it."""
-    deadline = monotonic() + PATIENCE + 5
+    deadline = monotonic() + patience + MARGIN
     while monotonic() < deadline:
         sleep(WAIT)
         lock = again()
-        if _take(node, lock):
+        if _take(node, lock, patience):
             return lock
         lock.close()
     raise LockHeld(
@@ -196,12 +204,12 @@ def _who(text: str) -> str:
 
 
 @contextmanager
-def _beating(locks: dict[str, Held]) -> Iterator[Callable[[], None]]:
+def _beating(locks: dict[str, Held], seconds: float) -> Iterator[Callable[[], None]]:
     """Give signs of life to all locks that are taken, until the end."""
     ended, lost = Event(), list[str]()
 
     def beat() -> None:
-        while not ended.wait(BEAT):
+        while not ended.wait(seconds):
             lost.extend(node for node, lock in tuple(locks.items()) if node not in lost and not lock.beat())
 
     def guard() -> None:

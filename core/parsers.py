@@ -19,6 +19,7 @@ UNIT_PROPERTIES = (
     "MainPID",
     "NRestarts",
     "ActiveEnterTimestamp",
+    "UnitFileState",
 )
 
 TOOLS = ("g++", "git", "ccache", "sccache")
@@ -87,6 +88,8 @@ class Unit:
     pid: int
     restarts: int
     since: str
+    enabled: bool = False
+    """Whether it starts with the machine."""
 
 
 @dataclass(frozen=True)
@@ -307,6 +310,7 @@ def units(text: str) -> dict[str, Unit]:
                 pid=int(fields.get("MainPID") or 0),
                 restarts=int(fields.get("NRestarts") or 0),
                 since=fields.get("ActiveEnterTimestamp", ""),
+                enabled=fields.get("UnitFileState", "").startswith("enabled"),
             )
     return found
 
@@ -343,9 +347,3 @@ def record_or_none(text: str) -> dict[str, Any]:
 def shown(text: str) -> str:
     """Return what somebody else wrote as it may be shown: no line breaks, no signs that move a terminal's cursor."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
-
-
-def token_came(text: str) -> bool:
-    """Parse the head's answer to the question for a token (core/token.py): JSON with "tokens"."""
-    match = re.search(r'"tokens": (\d+)', text)
-    return match is not None and int(match[1]) > 0

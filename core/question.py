@@ -18,14 +18,21 @@ MODEL_MANIFEST = "sparkstack-model.json"
 CUDA = "/usr/local/cuda"
 """Where NVIDIA's packages and installers put the toolkit, or a link to it."""
 
+OWN = (
+    "/etc/systemd/system/sparkstack-*.service",
+    "/etc/sparkstack/*",
+    "/usr/local/lib/sparkstack/serve/*.py",
+    "/usr/local/lib/sparkstack/serve/onnode/*.py",
+)
+"""Files of ours outside the suite's folder, as far as the SSH user may read them."""
+
 
 @dataclass(frozen=True)
 class Question:
-    """What a probe asks beyond the machine itself: a profile's model, packages, and how to ask the head for a token."""
+    """What a probe asks beyond the machine itself: a profile's model, packages."""
 
     profile: Profile | None = None
     packages: tuple[str, ...] = ()
-    token_argv: tuple[str, ...] = ()
     inventory: bool = False
     """Whether to count the disk that releases use, and to read which wheels they name."""
     whole: bool = False
@@ -42,7 +49,6 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
     """Return what the probe is asked: {"commands": {fact: argv}, "files": {fact: [glob]}}. Pure."""
     root = cluster.root
     model = model_folder(cluster, question.profile) if question.profile else PurePosixPath(root / "models/-")
-    token = {"token": list(question.token_argv)} if node == cluster.head and question.token_argv else {}
     machine = machine_request(root, question.packages)
     more = condition.request(cluster, node, model) if question.whole else {"commands": {}, "files": {}}
     wired = wiring.request() if question.wiring else {"commands": {}, "files": {}}
@@ -70,7 +76,6 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             **(_disk_request(root) if question.inventory else {}),
             **(access.request(cluster) if question.access else {}),
             **(surroundings.ours_request(root) if question.ours else {}),
-            **token,
         },
         "files": {
             **machine["files"],
@@ -84,7 +89,11 @@ def probe_request(cluster: Cluster, node: Node, question: Question) -> dict[str,
             "model_origin": [f"{model}/sparkstack.json"],
             "models": [f"{folder}/{MODEL_MANIFEST}" for folder in _model_folders(root, model)],
             "hooks": [f"{root}/releases/*{pythons.IN_RELEASE}"],
-            "own": ["/etc/systemd/system/sparkstack-*.service", "/etc/sparkstack/*.env"],
+            "own": list(OWN),
+            "state": ["/run/sparkstack/state.json"],
+            "live": ["/run/sparkstack-vllm/live.json"],
+            "linger": [f"/var/lib/systemd/linger/{cluster.user}"],
+            **({"model_config": [f"{model}/config.json"]} if question.profile else {}),
         },
     }
 

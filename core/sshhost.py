@@ -16,7 +16,7 @@ from core.connection import SSH_ERRORS, SUDO_PROMPT, AuthFailure, Channel, Comma
 from core.errors import AuthenticationRefused, CommandFailed, NodeUnreachable, SparkstackError, UnfitNode
 from core.host import BULK, RSYNC_FLAGS, Held, OnLine, SudoPassword, checked, install, temporary_path
 from core.process import Completed, Conversation
-from core.sshroute import CONNECT_TIMEOUT, SILENCE_LIMIT, Route, config_of, route
+from core.sshroute import CONNECT_TIMEOUT, Route, config_of, route
 
 
 class SshHost:
@@ -86,7 +86,8 @@ class SshHost:
 
     def _rsync(self, arguments: Sequence[str], on_line: OnLine) -> None:
         self._be_let_in()
-        argv = ["rsync", f"--timeout={SILENCE_LIMIT}", *RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
+        silence = f"--timeout={self._cluster.silence:.0f}"
+        argv = ["rsync", silence, *RSYNC_FLAGS, "-e", shlex.join(self.ssh_argv()), *arguments]
         done = process.follow(argv, on_line, check=False)
         # https://download.samba.org/pub/rsync/rsync.1#EXIT_VALUES: 10, 12, 30, 35, and ssh's 255, are the connection's
         if done.code in (10, 12, 30, 35, 255) and "No space left" not in done.out:
@@ -108,7 +109,7 @@ class SshHost:
             connection = self._open()
             stack.callback(connection.close)
             channel = connection.client.get_transport().open_session(timeout=CONNECT_TIMEOUT)
-            channel.settimeout(SILENCE_LIMIT)
+            channel.settimeout(self._cluster.silence)
             channel.exec_command(command)
             stack.pop_all()
         return _SshHeld(connection, channel)

@@ -22,8 +22,7 @@ from core.errors import CommandFailed, ConfigError
 from core.hand import user
 
 CONNECT_TIMEOUT = 10
-SILENCE_LIMIT = 20
-"""Seconds without any answer after which a connection counts as lost."""
+MOST_PULSE = 5.0
 
 _NOBODY = "sparkstack-nobody.invalid"
 """A name that no configuration knows: what is said of it is said of every host."""
@@ -54,6 +53,7 @@ class Route:
 
 def strict_options(cluster: Cluster) -> dict[str, str]:
     """Return what holds for every connection, whatever the user's configuration says."""
+    beat = int(pulse(cluster))
     return {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
@@ -76,9 +76,14 @@ def strict_options(cluster: Cluster) -> dict[str, str]:
         "LogLevel": "INFO",
         "ConnectionAttempts": "1",
         "ConnectTimeout": str(CONNECT_TIMEOUT),
-        "ServerAliveInterval": "5",
-        "ServerAliveCountMax": str(SILENCE_LIMIT // 5),
+        "ServerAliveInterval": str(beat),
+        "ServerAliveCountMax": str(round(cluster.silence / beat)),
     }
+
+
+def pulse(cluster: Cluster) -> float:
+    """Return the seconds between two signs of life: some fit into the silence that counts as a loss."""
+    return min(MOST_PULSE, cluster.silence / 4)
 
 
 def route(cluster: Cluster, node: Node) -> Route:

@@ -12,7 +12,7 @@ from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.surroundings import OurProcess
-from core.units import RUNNING, runs, stop_argv
+from core.units import MONITOR, PROMETHEUS, RUNNING, clean_argv, runs, stop_argv
 from deploy import conda
 from deploy.access.peers import forget
 
@@ -26,9 +26,11 @@ OURS = frozenset(
 MODELS = "models"
 UNITS = "sparkstack-"
 """What the names of our units begin with."""
+_PROMETHEUS = f"/etc/systemd/system/{PROMETHEUS}.service"
 
 _FILES = """
-rm -f -- "$@" || exit
+rm -f -- "$@" /etc/systemd/system/*.wants/sparkstack-*.service || exit
+rm -rf -- /etc/sparkstack/credentials /usr/local/lib/sparkstack /var/cache/sparkstack || exit
 [ ! -d /etc/sparkstack ] || rmdir --ignore-fail-on-non-empty /etc/sparkstack || exit
 systemctl daemon-reload
 """
@@ -60,7 +62,7 @@ def _refuse_running(cluster: Cluster, facts: Facts, *, stop: bool) -> None:
     for node in cluster.nodes:
         units, loose = _running(facts[node.name]), _loose(facts[node.name])
         if units and not stop:
-            move = f"invoke stop --cluster {cluster.flag}, or say --stop: it ends what runs, then removes it"
+            move = f"{_ending(cluster, units)}, or say --stop: it ends what runs, then removes it"
             raise InUse(f"it still runs {', '.join(units)}", node=node.name, next_move=move)
         if loose:
             raise InUse(
@@ -71,6 +73,12 @@ def _refuse_running(cluster: Cluster, facts: Facts, *, stop: bool) -> None:
                     f"{one.pid} {one.command[:120]} (user {one.uid}, started by {one.starter})" for one in loose[:10]
                 ),
             )
+
+
+def _ending(cluster: Cluster, units: list[str]) -> str:
+    """Return the commands that end these units: what watches goes on when the service is stopped."""
+    commands = {"invoke monitor --off" if unit in MONITOR else "invoke stop": None for unit in units}
+    return " and ".join(f"{command} --cluster {cluster.flag}" for command in sorted(commands, reverse=True))
 
 
 def _loose(seen: NodeFacts) -> list[OurProcess]:
@@ -84,6 +92,10 @@ def _running(seen: NodeFacts) -> list[str]:
 
 def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:
     """End our units, the failed ones too, so that systemd forgets them; systemd orders them among each other."""
+    kept = sorted(name for name, unit in seen.units.items() if unit.enabled)
+    if kept:
+        argv = ("systemctl", "disable", "--quiet", *kept)
+        yield Run(node=node.name, title="start nothing at boot", reason="it goes", argv=argv, privileged=True)
     units = sorted(name for name, unit in seen.units.items() if unit.active in (*RUNNING, "failed"))
     if units:
         yield Run(
@@ -97,11 +109,19 @@ def _stop(node: Node, seen: NodeFacts) -> Iterator[Step]:
 
 
 def _files(node: Node, seen: NodeFacts) -> Iterator[Step]:
+    if _PROMETHEUS in seen.files:
+        yield Run(
+            node=node.name,
+            title="remove the metrics kept so far",
+            reason="invoke monitor kept them; systemd knows where, while the unit is there",
+            argv=clean_argv(PROMETHEUS),
+            privileged=True,
+        )
     if seen.files:
         yield Run(
             node=node.name,
-            title=f"remove {len(seen.files)} files in /etc",
-            reason="invoke serve wrote them",
+            title=f"remove {len(seen.files)} files, the cache and the keys",
+            reason="invoke serve and invoke monitor wrote them",
             argv=("sh", "-c", _FILES, "sh", *sorted(seen.files)),
             privileged=True,
         )

@@ -19,7 +19,6 @@ from core.hand import Hand
 from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
-from core.token import ask_argv
 from deploy import inventory
 from deploy import probe as rates
 from deploy.authenticity import signed_release
@@ -45,9 +44,8 @@ def facts(_: Context, cluster: str = "", save: str = "", json: bool = False) -> 
     chosen = chosen_cluster(cluster)
     with Hosts(chosen) as hosts:
         profile = load_profile(chosen.profile)
-        token = ask_argv(chosen.api_url, profile.served_names[0], timeout=15)
         packages = stack_of(chosen).packages
-        everything = Question(profile, packages, token, inventory=True, whole=True, access=True, wiring=True)
+        everything = Question(profile, packages, inventory=True, whole=True, access=True, wiring=True)
         captures = gather(hosts, chosen, everything)
     if save:
         Path(save).write_text(captures.to_json(), encoding="utf-8")

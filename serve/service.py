@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -12,60 +12,73 @@ from core.errors import UnfitNode
 from core.facts import Facts, NodeFacts
 from core.plan import Later, Plan, Poll, Run, Step, Write, make_plan
 from core.question import model_command
-from core.token import ask_argv
-from core.units import RUNNING, stop_argv
-from serve import ray, ready
-from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service, deviations, files_of, present
+from core.units import ENGINE, PROXY, SUPERVISOR, runs, stop_argv
+from serve import drain, flags, ready
+from serve.api.keys import Secrets, credential_steps
+from serve.api.tls import UNIT, require_proxy
+from serve.cluster import Service
+from serve.deviations import deviations
+from serve.files import PACKAGES, WANTED, files_of, lacking, present, stale
+from serve.musts import doubts, require_musts
+from serve.stopping import stop_stages
 
 Files = Mapping[str, Mapping[PurePosixPath, str]]
 """Node name to path to content."""
+CONFIGURE, START, FIRST_TOKEN = "configure", "start the supervisors", "first token"
 
 
-def plan_serve(service: Service, facts: Facts, *, restart: bool = False) -> Plan:
-    """Return what brings the service up with this release and profile; empty when it answers with them already."""
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted besides that it serves: to begin anew in any case, and how long running requests may take."""
+
+    restart: bool = False
+    drain: float = 60
+
+
+def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish()) -> Plan:
+    """Return what brings the service up with this release and profile; empty when it serves with them already.
+
+    ``fresh`` are secrets for nodes that have none. What served before comes back where the new one does not come up.
+    """
     cluster = service.cluster
     service.require_ranks()
-    files = {node.name: files_of(service, node, facts[node.name]) for node in cluster.nodes}
+    require_musts(service)
+    files = files_of(service, facts)
     changed = [node for node in cluster.nodes if not present(files[node.name], facts[node.name])]
-    down = [node for node in cluster.nodes if not _all_run(service, node, facts[node.name])]
+    keys = tuple(credential_steps(cluster, facts, fresh))
+    down = [node for node in cluster.nodes if not _supervised(service, node, facts[node.name])]
+    generation = ready.generation_of(files[cluster.head.name][WANTED])
+    over = ready.fresh(facts[cluster.head.name]).get("phase") == "given-up"
     title = f"serve {service.profile.name} from {cluster.name} with {service.release}"
-    notes = deviations(service, facts)
-    if not changed and not down and not restart:
-        wait = () if facts[cluster.head.name].token else _token(service, "the units run, no token came")
-        return make_plan(title, [("first token", wait)], notes if wait else ())
-    why = "restart was asked for" if restart else "what runs is not what is wanted"
+    notes = (*deviations(service, facts), *(f"doubtful: {doubt}" for doubt in doubts(service)))
+    if not (changed or keys or down or over or wish.restart):
+        wait = () if ready.serving(facts[cluster.head.name], generation) else _token(service, generation)
+        return make_plan(title, [(FIRST_TOKEN, wait)], notes if wait else ())
+    why = "restart was asked for" if wish.restart else "what runs is not what is wanted"
     return make_plan(
         title,
         [
-            *stop_stages(cluster, facts, why),
-            ("configure", (step for node in changed for step in _configure(node, files[node.name], facts[node.name]))),
-            ("start the Ray head", _start(cluster.head, RAY_HEAD, "the workers join it")),
-            ("start the Ray workers", (step for n in cluster.workers for step in _start(n, RAY_WORKER, "it joins"))),
-            ("check the Ray cluster", _ray_complete(service)),
-            ("start vLLM", _start(cluster.head, VLLM, f"it serves {service.profile.name}")),
-            ("first token", _token(service, "ready means that a token came through every rank")),
+            # where nothing runs nothing can be lost by a wrong one: vLLM refuses it itself, and sooner
+            ("check the flags", (flags.check_step(service),) if changed and _anything(cluster, facts) else ()),
+            *stop_stages(cluster, facts, why, wish.drain),
+            ("secrets", keys),
+            (CONFIGURE, (step for node in changed for step in _configure(node, files[node.name], facts[node.name]))),
+            (
+                "keep shared memory",
+                (step for node in cluster.nodes for step in _linger(cluster, node, facts[node.name])),
+            ),
+            (
+                START,
+                (step for node in cluster.nodes for step in _start(cluster, node, proxied=_proxied(cluster, node))),
+            ),
+            (FIRST_TOKEN, _token(service, generation)),
         ],
         notes,
+        undo={
+            "drain": drain.undo(cluster, facts),
+            CONFIGURE: tuple(_back(service, facts, files, changed)),
+        },
     )
-
-
-def plan_stop(cluster: Cluster, facts: Facts) -> Plan:
-    """Return what ends the service on every node; empty when nothing of ours runs."""
-    return make_plan(f"stop the service on {cluster.name}", stop_stages(cluster, facts, "stop was asked for"))
-
-
-def stop_stages(cluster: Cluster, facts: Facts, reason: str) -> Iterator[tuple[str, Iterator[Step]]]:
-    """Stop the units of every node that run; the API first, so that it ends its requests while Ray lives."""
-    yield "stop the API", _stop(cluster, facts, (VLLM,), reason)
-    yield "stop Ray", _stop(cluster, facts, (RAY_HEAD, RAY_WORKER), reason)
-
-
-def _stop(cluster: Cluster, facts: Facts, units: tuple[str, ...], reason: str) -> Iterator[Step]:
-    for node in cluster.nodes:
-        for name in units:
-            if _state(facts[node.name], name) in (*RUNNING, "failed"):
-                argv = stop_argv([name])  # Ray ends with 1 when it is told to end
-                yield Run(node=node.name, title=f"stop {name}", reason=reason, argv=argv, privileged=True, timeout=90)
 
 
 def require_model(service: Service, facts: Facts) -> None:
@@ -78,15 +91,33 @@ def require_model(service: Service, facts: Facts) -> None:
         )
 
 
+def require_packages(service: Service, facts: Facts) -> None:
+    """Raise UnfitNode for the first node that lacks what closes its ports, or serves TLS."""
+    require_proxy(service.cluster, facts)
+    for node in service.cluster.nodes:
+        absent = [name for name in PACKAGES if name not in facts[node.name].packages]
+        if absent:
+            raise UnfitNode(
+                f"Debian packages are missing: {' '.join(absent)}",
+                node=node.name,
+                next_move=f"on the node: sudo apt-get install -y --no-install-recommends {' '.join(absent)}",
+            )
+
+
+def _anything(cluster: Cluster, facts: Facts) -> bool:
+    """Whether something of a service runs anywhere, which a mistake would cost."""
+    return any(runs(facts[node.name], name) for node in cluster.nodes for name in (SUPERVISOR, *ENGINE))
+
+
 def nodes_without_model(service: Service, facts: Facts) -> list[str]:
     """Return the nodes that do not have the profile's model."""
     return [node.name for node in service.cluster.nodes if "config.json" not in facts[node.name].model_files]
 
 
-def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Plan:
+def plan_unready(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish()) -> Plan:
     """Return the plan to serve also where a node lacks the release or the model: what has to come first is named."""
     cluster = service.cluster
-    lacking = [node.name for node in cluster.nodes if facts[node.name].current != service.release]
+    lacks = [node.name for node in cluster.nodes if facts[node.name].current != service.release]
     releases = (
         Later(
             node=name,
@@ -94,10 +125,10 @@ def plan_unready(service: Service, facts: Facts, *, restart: bool = False) -> Pl
             reason=f"in use is {facts[name].current or 'none'}",
             command=f"invoke deploy --cluster {cluster.flag}",
         )
-        for name in lacking
+        for name in lacks
     )
     models = (_model_later(service, name) for name in nodes_without_model(service, facts))
-    served = plan_serve(service, facts, restart=restart)
+    served = plan_serve(service, facts, fresh, wish)
     before = make_plan(served.title, [("deploy", releases), ("model", models)])
     return replace(served, stages=before.stages + served.stages)
 
@@ -117,61 +148,81 @@ def _model_command(service: Service) -> str:
     return command or f"put the model's files into {service.model} on every node"
 
 
-def _state(seen: NodeFacts, unit: str) -> str:
-    return seen.units[unit].active if unit in seen.units else "inactive"
-
-
-def _all_run(service: Service, node: Node, seen: NodeFacts) -> bool:
-    return all(_state(seen, unit) == "active" for unit in service.units_of(node))
+def _supervised(service: Service, node: Node, seen: NodeFacts) -> bool:
+    """Whether what is kept running on the node runs: its supervisor, and on the head the proxy where there is one."""
+    proxied = not _proxied(service.cluster, node) or runs(seen, PROXY)
+    return runs(seen, SUPERVISOR) and proxied
 
 
 def _configure(node: Node, files: Mapping[PurePosixPath, str], seen: NodeFacts) -> Iterator[Step]:
     folders = sorted({str(path.parent) for path in files})
-    yield _root(node, "make the folders", "units and environment go there", ("mkdir", "-p", *folders))
-    for path, content in sorted(files.items()):
-        if seen.files.get(str(path)) != content:
-            why = "it differs" if str(path) in seen.files else "it is new"
-            yield Write(
-                node=node.name, title=f"write {path.name}", reason=why, path=path, content=content, privileged=True
-            )
-    stale = sorted(set(seen.files) - {str(path) for path in files})
-    if stale:
-        yield _root(node, "remove stale units", "this node no longer has that part", ("rm", "-f", *stale))
+    yield _root(node, "make the folders", "units, environment and code go there", ("mkdir", "-p", *folders))
+    for path in sorted(lacking(files, seen)):
+        why = "it differs" if str(path) in seen.files else "it is new"
+        yield _write(node, path, files[path], why)
+    old = stale(files, seen)
+    if old:
+        yield _root(node, "remove stale files", "this node no longer has that part", ("rm", "-f", *old))
     yield _root(node, "reload systemd", "units changed", ("systemctl", "daemon-reload"))
+
+
+def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> Iterator[Step]:
+    """Bring back what served before: on each node its files, then its supervisor."""
+    cluster = service.cluster
+    if not changed or ready.fresh(facts[cluster.head.name]).get("phase") != "serving":
+        return
+    for node in cluster.nodes:
+        seen, new = facts[node.name], files[node.name]
+        proxies = [PROXY] if UNIT in new else []
+        differ = [path for path in lacking(new, seen) if str(path) in seen.files]
+        gone = [PurePosixPath(path) for path in stale(new, seen)]
+        yield _root(
+            node,
+            "stop what did not come up",
+            "what served before comes back",
+            stop_argv([SUPERVISOR, *proxies, *ENGINE]),
+        )
+        for path in (*differ, *gone):
+            yield _write(node, path, seen.files[str(path)], "what served before comes back")
+        added = [str(path) for path in lacking(new, seen) if str(path) not in seen.files]
+        if added:
+            yield _root(node, "remove what was new", "what served before comes back", ("rm", "-f", *added))
+        yield _root(node, "reload systemd", "units changed", ("systemctl", "daemon-reload"))
+        yield from _start(cluster, node, proxied=str(UNIT) in seen.files)
+
+
+def _linger(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Step]:
+    if not seen.lingers:
+        why = "logind removes the shared memory of a user who has logged out (RemoveIPC)"
+        yield _root(node, f"let {cluster.user} linger", why, ("loginctl", "enable-linger", cluster.user))
+
+
+def _write(node: Node, path: PurePosixPath, content: str, why: str) -> Write:
+    return Write(node=node.name, title=f"write {path.name}", reason=why, path=path, content=content, privileged=True)
 
 
 def _root(node: Node, title: str, reason: str, argv: tuple[str, ...]) -> Run:
     return Run(node=node.name, title=title, reason=reason, argv=argv, privileged=True)
 
 
-def _start(node: Node, unit: str, reason: str) -> tuple[Step, ...]:
-    return (_root(node, f"start {unit}", reason, ("systemctl", "start", unit)),)
+def _start(cluster: Cluster, node: Node, *, proxied: bool) -> Iterator[Step]:
+    units = [SUPERVISOR, *([PROXY] if proxied else [])]
+    why = "it starts the ranks, now and at each boot" if node == cluster.head else "it obeys the head's"
+    yield _root(node, f"enable and start {', '.join(units)}", why, ("systemctl", "enable", "--quiet", "--now", *units))
 
 
-def _ray_complete(service: Service) -> tuple[Step, ...]:
-    cluster = service.cluster
+def _proxied(cluster: Cluster, node: Node) -> bool:
+    return cluster.api.tls is not None and node == cluster.head
+
+
+def _token(service: Service, generation: str) -> tuple[Step, ...]:
     step = Poll(
-        node=cluster.head.name,
-        title=f"wait until Ray has {len(cluster.nodes)} nodes",
-        reason="vLLM would wait for a missing node without saying so",
-        argv=ray.nodes_argv(cluster, service.release),
-        accept=partial(ray.complete, cluster),
-        failure=partial(ray.incomplete, cluster),
-        timeout=90,
-    )
-    return (step,)
-
-
-def _token(service: Service, reason: str) -> tuple[Step, ...]:
-    cluster, profile = service.cluster, service.profile
-    step = Poll(
-        node=cluster.head.name,
+        node=service.cluster.head.name,
         title="wait for the first token",
-        reason=reason,
-        argv=ask_argv(cluster.api_url, profile.served_names[0], (VLLM, RAY_HEAD)),
-        accept=ready.has_token,
-        failure=ready.no_token,
-        timeout=profile.ready_timeout,
-        privileged=True,
+        reason="ready means that a token came through every rank",
+        argv=ready.look_argv(),
+        accept=partial(ready.serves, generation=generation),
+        failure=ready.too_slow,
+        timeout=service.profile.ready_timeout,
     )
     return (step,)

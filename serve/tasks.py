@@ -1,7 +1,8 @@
-"""Tasks of serve/: serve, restart, stop, status, logs, chat."""
+"""Tasks of serve/: serve, restart, stop."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -10,19 +11,19 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from core.choice import chosen_cluster, stack_of
-from core.command import Options, answer, answer_json, command, converge
+from core.command import Options, answer, command, converge
 from core.config import Cluster, Stack, load_profile
-from core.errors import NotServing, UnfitNode
+from core.errors import UnfitNode
 from core.facts import Facts, gather
 from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
-from core.token import ask_argv
-from serve import logs as journals
-from serve.chat import ask
+from serve.api.keys import Secrets
+from serve.api.tls import PACKAGE
 from serve.cluster import Service
-from serve.service import plan_serve, plan_stop, plan_unready, require_model
-from serve.status import as_data, look, table
+from serve.files import PACKAGES
+from serve.service import Wish, plan_serve, plan_unready, require_model, require_packages
+from serve.stopping import plan_stop, require_nothing_left
 from wheels.manifest import planned
 from wheels.target import common_target
 
@@ -35,55 +36,67 @@ HELP = {
 }
 
 
-@task(help=HELP)
+SERVE_HELP = {
+    **HELP,
+    "tls": "the API speaks HTTPS, by a certificate of its own (Caddy)",
+    "drain": "seconds that running requests have to end, where something serves already",
+}
+
+
+@task(help=SERVE_HELP)
 @command
 def serve(
     _: Context,
     cluster: str = "",
     profile: str = "",
+    tls: bool = False,
+    drain: int = 60,
     dry_run: bool = False,
     json: bool = False,
     facts: str = "",
 ) -> None:
-    """Start the Ray cluster and vLLM; ends when a token came through every rank."""
+    """Start the service and keep it up; ends when a token came through every rank."""
     options = Options(dry_run, json, Path(facts) if facts else None)
-    _converge("serve", chosen_cluster(cluster), profile, options, restart=False)
+    chosen = chosen_cluster(cluster)
+    _converge("serve", chosen.with_tls() if tls else chosen, profile, options, Wish(drain=drain))
 
 
-@task(help=HELP)
+@task(help=SERVE_HELP)
 @command
 def restart(
     _: Context,
     cluster: str = "",
     profile: str = "",
+    tls: bool = False,
+    drain: int = 60,
     dry_run: bool = False,
     json: bool = False,
     facts: str = "",
 ) -> None:
     """Stop the service on every node, then start it again."""
     options = Options(dry_run, json, Path(facts) if facts else None)
-    _converge("restart", chosen_cluster(cluster), profile, options, restart=True)
+    chosen = chosen_cluster(cluster)
+    _converge("restart", chosen.with_tls() if tls else chosen, profile, options, Wish(restart=True, drain=drain))
 
 
-def _converge(name: str, cluster: Cluster, profile_name: str, options: Options, *, restart: bool) -> None:
+def _converge(name: str, cluster: Cluster, profile_name: str, options: Options, wish: Wish) -> None:
     profile = load_profile(profile_name or cluster.profile)
     stack = stack_of(cluster)
-    question = Question(
-        profile=profile,
-        packages=stack.packages,
-        token_argv=ask_argv(cluster.api_url, profile.served_names[0], timeout=15),
-    )
+    question = Question(profile=profile, packages=(*stack.packages, *PACKAGES, PACKAGE))
+    fresh = Secrets.fresh()
 
-    def planner(facts: Facts, *, again: bool) -> Plan:
+    def planner(facts: Facts, *, wish: Wish) -> Plan:
         release = _release(cluster, stack, facts)
         if options.plan_only:
             wanted = release or planned(stack, common_target(cluster, facts, stack)).on(cluster).release
-            return plan_unready(Service(cluster, stack, profile, wanted), facts, restart=restart)
+            return plan_unready(Service(cluster, stack, profile, wanted), facts, fresh, wish)
         service = Service(cluster, stack, profile, release or _no_release(cluster, facts))
         require_model(service, facts)
-        return plan_serve(service, facts, restart=restart and not again)
+        require_packages(service, facts)
+        return plan_serve(service, facts, fresh, wish)
 
-    converge(name, cluster, question, partial(planner, again=False), options, again=partial(planner, again=True))
+    again = partial(planner, wish=replace(wish, restart=False))
+    converge(name, cluster, question, partial(planner, wish=wish), options, again=again)
 
 
 def _release(cluster: Cluster, stack: Stack, facts: Facts) -> str | None:
@@ -105,11 +118,19 @@ def _no_release(cluster: Cluster, facts: Facts) -> NoReturn:
     )
 
 
-@task(help={key: text for key, text in HELP.items() if key != "profile"})
+@task(
+    help={
+        **{key: text for key, text in HELP.items() if key != "profile"},
+        "drain": "seconds that running requests have to end; 0 ends them at once",
+        "all": "also what watches (invoke monitor), and processes of ours that no unit holds any more",
+    }
+)
 @command
 def stop(
     _: Context,
     cluster: str = "",
+    drain: int = 60,
+    all: bool = False,
     dry_run: bool = False,
     json: bool = False,
     facts: str = "",
@@ -117,51 +138,12 @@ def stop(
     """Stop the service on every node, and check that no process of ours is left."""
     chosen = chosen_cluster(cluster)
     options = Options(dry_run, json, Path(facts) if facts else None)
-    converge("stop", chosen, Question(), lambda seen: plan_stop(chosen, seen), options)
+    question = Question(ours=True)
+    converge("stop", chosen, question, lambda seen: plan_stop(chosen, seen, drain, everything=all), options)
     if options.plan_only:
         return
     with Hosts(chosen) as hosts:
-        left = gather(hosts, chosen, Question()).parsed()
-    for name, seen in left.items():
-        if seen.processes:
-            shown = "\n".join(f"{process.pid} {process.user} {process.command[:120]}" for process in seen.processes)
-            raise NotServing("processes of ours are left", node=name, next_move="end them: kill PID", evidence=shown)
+        left = gather(hosts, chosen, question).parsed()
+    require_nothing_left(chosen, left, everything=all)
     if not json:
         answer("no process of ours is left on " + ", ".join(left))
-
-
-@task(help={"cluster": HELP["cluster"], "json": HELP["json"]})
-@command
-def status(_: Context, cluster: str = "", json: bool = False) -> None:
-    """Show nodes, releases, units, Ray and the API on one screen."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        seen = look(chosen, load_profile(chosen.profile), hosts)
-    answer_json(as_data(seen)) if json else answer(table(seen))
-
-
-@task(
-    help={"cluster": HELP["cluster"], "follow": "go on as lines come (Ctrl-C ends it)", "lines": "lines of each node"},
-)
-@command
-def logs(_: Context, cluster: str = "", follow: bool = False, lines: int = 200) -> None:
-    """Show the journals of our units on all nodes, merged by time."""
-    chosen = chosen_cluster(cluster)
-    with Hosts(chosen) as hosts:
-        if follow:
-            journals.follow(chosen, hosts, lines, answer)
-        else:
-            answer("\n".join(journals.merged(chosen, hosts, lines)) or "no lines yet")
-
-
-@task(help={"prompt": "what to ask", "cluster": HELP["cluster"], "profile": HELP["profile"], "json": HELP["json"]})
-@command
-def chat(_: Context, prompt: str, cluster: str = "", profile: str = "", json: bool = False) -> None:
-    """Ask the model and print its answer as it comes."""
-    chosen = chosen_cluster(cluster)
-    name = load_profile(profile or chosen.profile).served_names[0]
-    if json:
-        answer_json(ask(chosen, name, prompt, lambda _: None))
-        return
-    ask(chosen, name, prompt, lambda piece: print(piece, end="", flush=True))
-    print()

@@ -10,64 +10,16 @@ from collections.abc import Iterator
 from functools import partial
 
 from core.config import Node
+from core.ending import GRACE, end_argv
 from core.errors import UnfitNode
 from core.facts import NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.process import Completed
-from core.surroundings import OurProcess
 from core.units import stop_argv
+from deploy import apt
 from deploy.checks.case import Case
 from deploy.checks.residents import OURS, left_over, loses_memory, what_is_held
 from wheels.target import packages_for
-
-# Runs on the node. A descriptor of the process is opened first and its start time read then, so that what is signalled
-# is that process even when its number is given to another one in between.
-_END = """
-import os, select, signal, sys, time
-grace, code, open_ones = float(sys.argv[1]), 0, {}
-def start(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[19]
-def send(pid, number):
-    try:
-        signal.pidfd_send_signal(open_ones[pid], number)
-    except ProcessLookupError:
-        pass
-def wait(seconds):
-    until = time.monotonic() + seconds
-    while open_ones:
-        ready = select.select(list(open_ones.values()), [], [], max(0, until - time.monotonic()))[0]
-        for pid in [pid for pid, handle in open_ones.items() if handle in ready]:
-            os.close(open_ones.pop(pid))
-            print(f"process {pid} has ended", flush=True)
-        if not ready:
-            return
-for word in sys.argv[2:]:
-    pid, _, began = word.partition(":")
-    try:
-        handle = os.pidfd_open(int(pid))
-        if start(pid) != began:
-            os.close(handle)
-            print(f"process {pid} is another one now: left alone", flush=True)
-            continue
-        open_ones[pid] = handle
-    except (ProcessLookupError, FileNotFoundError):
-        print(f"process {pid} had ended already", flush=True)
-for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5)):
-    for pid in list(open_ones):
-        try:
-            send(pid, number)
-        except PermissionError as error:
-            sys.exit(f"process {pid}: {error}")
-    wait(seconds)
-if open_ones:
-    sys.exit("these do not end: " + ", ".join(open_ones))
-"""
-GRACE = 10
-"""Seconds between SIGTERM and SIGKILL."""
-
-_APT = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "apt-get", "--option=DPkg::Lock::Timeout=60")
-"""needrestart (Ubuntu) would restart services by itself: it is told to list them only."""
 
 
 def plan_fix(case: Case) -> Plan:
@@ -83,11 +35,6 @@ def plan_fix(case: Case) -> Plan:
         ),
         _notes(case),
     )
-
-
-def end_argv(processes: list[OurProcess], grace: float = GRACE) -> tuple[str, ...]:
-    """Return the argv that ends these processes on their node; it fails when one of them stays."""
-    return ("python3", "-I", "-c", _END, str(grace), *(f"{process.pid}:{process.start}" for process in processes))
 
 
 def _units(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
@@ -144,32 +91,8 @@ def _linger(case: Case, node: Node) -> Run:
 
 def _packages(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
     missing = sorted(set(packages_for(case.cluster, case.stack, seen)) - seen.packages)
-    if not missing:
-        return
-    install = ("install", "--yes", "--no-install-recommends", "--no-remove", *missing)
-    for title, reason, words in (
-        ("ask the package sources anew", "an old list names packages that are no longer there", ("update",)),
-        (f"install {' '.join(missing)}", f"the stack {case.stack.name} needs it", install),
-    ):
-        yield Run(
-            node=node.name,
-            title=title,
-            reason=reason,
-            argv=(*_APT, *words),
-            privileged=True,
-            timeout=900,
-            failure=partial(_apt_failed, node, title),
-        )
-
-
-def _apt_failed(node: Node, title: str, done: Completed) -> UnfitNode:
-    said = [line for line in (done.out + done.err).splitlines() if line.startswith(("E:", "W:", "Err:"))]
-    return UnfitNode(
-        f"apt could not {title}",
-        node=node.name,
-        next_move="on the node: look at /etc/apt/sources.list, sources.list.d and the way to the mirror; then again",
-        evidence="\n".join(said[-8:]) or done.tail(8),
-    )
+    if missing:
+        yield from apt.install(node, missing, f"the stack {case.stack.name} needs it")
 
 
 def _notes(case: Case) -> Iterator[str]:

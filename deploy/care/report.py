@@ -29,11 +29,12 @@ from core.facts import Captures, gather_each
 from core.plan import megabytes
 from core.question import Question
 from core.remote import Hosts
+from core.units import MONITOR, SERVICE
 from deploy.care.redact import NAMED, Redactor, secrets_in, secrets_of
 from deploy.doctor import diagnose
 from deploy.page import as_data, case_of, page
 
-UNITS = ("sparkstack-ray-head", "sparkstack-ray-worker", "sparkstack-vllm", "sparkstack-install")
+UNITS = (*SERVICE, *MONITOR, "sparkstack-install")
 LINES = 2000
 """Lines of a node's journal."""
 MOST = 512 * 1024

@@ -10,6 +10,7 @@ from core.config import Cluster, Node, Profile, Stack
 from core.errors import SparkstackError
 from core.facts import Facts, NodeFacts
 from core.findings import Finding
+from core.units import ENGINE, VLLM
 from deploy.need import Need, need_of
 from deploy.shape import Shape, read_shape
 from wheels.manifest import Manifest
@@ -67,18 +68,12 @@ class Case:
         return need_of(self.profile, self.shape(seen), seen)
 
 
-SERVING = ("sparkstack-ray", "sparkstack-vllm")
-"""How the units begin that hold memory and ports while a model is served."""
-VLLM = "sparkstack-vllm"
-"""The unit of the engine and the API, on the head."""
-
 Check = Callable[[Case], Iterator[Finding]]
 
 
 def running(seen: NodeFacts) -> list[str]:
     """Name the units of a service of ours that run on the node."""
-    active = (unit.name for unit in seen.units.values() if unit.active in ("active", "activating"))
-    return sorted(name for name in active if name.startswith(SERVING))
+    return sorted(name for name in ENGINE if name in seen.units and seen.units[name].active in ("active", "activating"))
 
 
 def gib(size: float) -> str:

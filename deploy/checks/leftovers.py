@@ -8,7 +8,8 @@ from core.condition import GpuProcess, Owner
 from core.config import RAY_PORTS, Node
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
-from deploy.checks.case import VLLM, Case, gib, running
+from core.units import SUPERVISOR, VLLM, runs
+from deploy.checks.case import Case, gib, running
 from deploy.checks.residents import OURS, left_over
 
 CONTAINERS = ("docker-", "libpod-", "cri-containerd-")
@@ -64,8 +65,8 @@ def _place(owner: Owner) -> str:
 def half_a_service(case: Case) -> Iterator[Finding]:
     """Some of a service of ours runs, and some does not: the engine crashed, or a node was started anew."""
     head = case.cluster.head.name
-    if head in case.silent:
-        return
+    if head in case.silent or runs(case.facts[head], SUPERVISOR):
+        return  # its supervisor knows, and brings it into order: `invoke status` says how far it is
     vllm = VLLM in running(case.facts[head])
     for node, seen, _ in case.nodes():
         units = running(seen)

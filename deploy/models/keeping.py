@@ -20,11 +20,11 @@ from core.host import Host
 from core.plan import Plan, Run, make_plan, megabytes
 from core.question import model_folder
 from core.remote import Hosts
+from core.units import in_service
 from deploy.models.fetching import HUBS, PACKAGE, RUNNING, UNIT, scripts
 from deploy.onnode.common import said
 
 VERIFY_TIMEOUT = 4 * 3600
-SERVICE = "sparkstack-vllm"
 
 
 @dataclass(frozen=True)
@@ -185,5 +185,4 @@ def plan_remove(cluster: Cluster, profile: Profile, repository: str, facts: Fact
 
 
 def _serves(facts: Facts, node: str) -> bool:
-    units = facts[node].units
-    return any(name.startswith((SERVICE, "sparkstack-ray")) and unit.active in RUNNING for name, unit in units.items())
+    return bool(in_service(facts[node]))

@@ -8,9 +8,9 @@
     guard.py revert    takes a change back that waits: its time is up
     guard.py boot      the same before the network starts: the power was lost meanwhile
 
-`pending.json` is there from before the first file changes until the change is confirmed or taken back, and renaming it
-to `confirmed.json` is what confirms: at whatever moment the power is lost, the boot finds the one or the other. Every
-file is synced before it is renamed into its place. What fails is said in the last line; the exit code is then 1.
+`pending.json` is there from before the first file changes until the change is confirmed or taken back; renaming it to
+`confirmed.json` confirms: whenever the power is lost, the boot finds the one or the other. Every file is synced before
+it is renamed. What fails is said in the last line; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ ExecStart=/usr/bin/python3 -I {FOLDER}/guard.py boot
 [Install]
 WantedBy=multi-user.target
 """
-SETTLE = 15.0
-"""Seconds that a manager may take until an interface is as its files say."""
-ANSWER = SETTLE + 8.0
-"""Seconds until another node has to have answered: it may still settle when this one is ready at once."""
+SETTLE, ANSWER, LARGE = 15.0, 23.0, 6.0
+"""Seconds until an interface has to be as its files say; until another node, which may settle later, answers; and then
+until it answers large packets."""
 RETRY = 15
 """Seconds until a change that waits without a timer, because taking it back may have failed, is taken back again."""
 PATIENCE = 60.0
@@ -149,13 +148,14 @@ def check() -> None:
     """Wait until the interfaces are as wanted, then until the other nodes answer large packets."""
     change = _pending()["change"]
     _until(lambda: differences(_addr(), change["links"]), SETTLE)
-    for name, address in change["others"].items():
-        _until(partial(_silent, name, address, change), ANSWER)
+    for name, address in change["others"].items():  # small packets first: a cable that loses large ones is soon known
+        for size, seconds in ((84, ANSWER), (change["mtu"], LARGE)):
+            _until(partial(_silent, name, address, change["source"], size), seconds)
 
 
-def _silent(name: str, address: str, change: Mapping[str, Any]) -> str:
-    done = subprocess.run(ping_argv(change["source"], address, change["mtu"]), capture_output=True, check=False)
-    return f"packets of {change['mtu']} bytes do not come back from {name} ({address})" if done.returncode else ""
+def _silent(name: str, address: str, source: str, size: int) -> str:
+    done = subprocess.run(ping_argv(source, address, size), capture_output=True, check=False)
+    return f"packets of {size} bytes do not come back from {name} ({address})" if done.returncode else ""
 
 
 def ping_argv(source: str, address: str, mtu: int) -> tuple[str, ...]:

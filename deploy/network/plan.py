@@ -20,8 +20,8 @@ from core.errors import InUse, NetworkReverted, UnfitNode, UsageError
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, Write, make_plan
 from core.process import Completed
+from core.units import in_service
 from core.wiring import GUARD, Wiring
-from deploy.checks.case import running
 from deploy.network.choice import End, choose, wiring_of
 from deploy.network.files import WRITERS
 
@@ -198,7 +198,7 @@ def _reversal(node: Node, seen: NodeFacts, wanted: Wanted) -> Iterator[Change]:
 def _plan(cluster: Cluster, facts: Facts, title: str, changes: Iterable[Change]) -> Plan:
     made = list(changes)
     for change in made:
-        if units := running(facts[change.node.name]):
+        if units := in_service(facts[change.node.name]):
             raise InUse(
                 f"it serves ({', '.join(units)}), and a change of the fabric would break that",
                 node=change.node.name,

@@ -25,6 +25,9 @@ MARGIN = 1 << 30
 TRIES = 6
 """Tries without a single new byte after which it is given up."""
 
+FEW = 4
+"""Tries where nobody listens at an address that nothing has come from yet: it is more often wrong than busy."""
+
 PAUSE = 1.0
 """Seconds before the second try; each further one waits twice as long."""
 
@@ -53,11 +56,15 @@ class Refused(Exception):
 
 
 class Again(Exception):
-    """Something that passes: a broken connection, a busy server. ``wait`` in seconds where the server says it."""
+    """Something that passes: a broken connection, a busy server. ``wait`` in seconds where the server says it.
 
-    def __init__(self, cause: str, wait: float = 0) -> None:
+    ``nobody`` listened at the address.
+    """
+
+    def __init__(self, cause: str, wait: float = 0, *, nobody: bool = False) -> None:
         super().__init__(cause)
         self.wait = wait
+        self.nobody = nobody
 
 
 def ended(work: Callable[[], int | None]) -> int:
@@ -285,25 +292,25 @@ def broken(error: Exception) -> Again | Refused:
     if isinstance(reason, ssl.SSLCertVerificationError):
         cause = f"the certificate is not good: {reason.verify_message}"
         return Refused("network", cause, "check the clock of the node, proxies, and SSL_CERT_FILE")
-    return Again(str(reason) or type(error).__name__)
+    return Again(str(reason) or type(error).__name__, nobody=isinstance(reason, ConnectionRefusedError))
 
 
-def patiently(action: Callable[[], Any]) -> Any:
-    """Return what ``action`` does, tried again while it raises Again. Raises Refused."""
+def patiently(action: Callable[[], Any], *, to_nobody: int = TRIES) -> Any:
+    """Return what ``action`` does, tried again while it raises Again, ``to_nobody`` times at most. Raises Refused."""
     for number in range(TRIES):
         try:
             return action()
         except Again as again:
-            pause(again, number)
+            pause(again, number, min(TRIES, to_nobody) if again.nobody else TRIES)
     raise AssertionError("pause() ends the last try")
 
 
-def pause(again: Again, number: int) -> None:
-    """Wait before the next try; after the last one raise Refused."""
-    if number + 1 >= TRIES:
+def pause(again: Again, number: int, tries: int = 0) -> None:
+    """Wait before the next try; after the last one (of ``tries``, or TRIES) raise Refused."""
+    if number + 1 >= (tries or TRIES):
         raise Refused(
             "network",
-            f"{again}, {TRIES} times in a row",
+            f"{again}, {number + 1} times in a row",
             "check the network and run it again; what has arrived is kept",
         ) from again
     time.sleep(min(LONGEST, again.wait or PAUSE * 2**number))

@@ -16,11 +16,11 @@ from core.parsers import record_or_none
 from core.plan import Job
 from deploy.environment import interpreter
 from serve.bench.suite import Test
-from serve.cluster import NODE_ENV, Service
+from serve.cluster import Service
+from serve.files import NODE_ENV, WANTED
 
 UNIT = "sparkstack-bench"
 KEY = "/etc/sparkstack/credentials/api-key"
-SERVICE_FILE = "/etc/sparkstack/service.json"
 LOG = "/run/sparkstack-bench.log"
 RESULT = "RESULT "
 """What the line begins with that holds the figures."""
@@ -80,10 +80,9 @@ class Heard:
 
 def engine_url(cluster: Cluster, seen: NodeFacts) -> str:
     """Return where vLLM itself listens: behind TLS that is the head's loopback, and what is measured is vLLM."""
-    said = record_or_none(seen.files.get(SERVICE_FILE, ""))
-    if dict(said.get("api") or {}).get("tls"):
-        return f"http://127.0.0.1:{cluster.api.port}"
-    return f"http://{cluster.api_host}:{cluster.api.port}"
+    said = record_or_none(seen.files.get(str(WANTED), ""))
+    behind = cluster.with_tls() if dict(said.get("api") or {}).get("tls") else cluster
+    return behind.engine_url.removesuffix("/v1")
 
 
 def load_argv(service: Service, load: Load) -> tuple[str, ...]:

@@ -18,20 +18,18 @@ from core.plan import Plan
 from core.question import Question
 from core.remote import Hosts
 from core.screen import Screen
-from core.units import runs
+from core.units import ENGINE, VLLM, runs
 from deploy import probe
 from deploy.need import flag, whole_number
 from serve.bench import startup
-from serve.bench.client import SERVICE_FILE
 from serve.bench.fingerprint import Rates, commit, fingerprint
 from serve.bench.measure import Measurement, plan_bench
 from serve.bench.record import Record, Run, save
 from serve.bench.sampler import Samples, sampling
 from serve.bench.suite import Suite
-from serve.cluster import RAY_HEAD, RAY_WORKER, VLLM, Service
+from serve.cluster import Service
+from serve.files import WANTED
 
-LOGS = (VLLM, "sparkstack-rank", RAY_HEAD, RAY_WORKER)
-"""Units in whose journals ranks say what they loaded."""
 FOLDER = WORK / "bench"
 
 
@@ -63,7 +61,7 @@ def require_serving(service: Service, facts: Facts) -> None:
     move = f"invoke serve --cluster {cluster.flag} --profile {service.profile.name}"
     if not runs(head, VLLM):
         raise NotServing("vLLM does not run: there is nothing to measure", node=head.name, next_move=move)
-    served = _profile_served(record_or_none(head.files.get(SERVICE_FILE, "")))
+    served = _profile_served(record_or_none(head.files.get(str(WANTED), "")))
     if served and served != service.profile.name:
         raise NotServing(
             f"it serves the profile {served}, not {service.profile.name}",
@@ -139,7 +137,7 @@ def _rates(wanted: Wanted, hosts: Hosts, report: Callable[[str], None]) -> Rates
 def read_startup(cluster: Cluster, hosts: Hosts) -> startup.Startup:
     """Read what the ranks said when they started, out of the journals of all nodes."""
     texts = (
-        hosts[node.name].run(startup.log_argv(LOGS), privileged=True, timeout=60, check=False).out
+        hosts[node.name].run(startup.log_argv(ENGINE), privileged=True, timeout=60, check=False).out
         for node in cluster.nodes
     )
     return startup.parse("\n".join(texts))

@@ -13,8 +13,8 @@ from core.facts import NodeFacts
 from core.host import Held
 from core.parsers import record
 from core.remote import Hosts
+from core.units import VLLM
 from serve.bench.record import Sample
-from serve.cluster import VLLM
 
 INTERVAL = 1.0
 """Seconds between two samples."""

@@ -41,7 +41,7 @@ def test_that_wheel_installs_in_a_fresh_environment_and_imports(workshop: Worksh
 
 
 @pytest.mark.skipif(X86 != "x86_64", reason="the lock of torch for CUDA 13 is for x86_64")
-def test_the_cuda_build_configures_until_its_first_external_project(unfinished: Unfinished, workshop: Workshop) -> None:
+def test_the_cuda_build_configures_until_its_first_external_project(unfinished: Unfinished) -> None:
     """Nothing but the external projects is missing: with the network off the build ends at CUTLASS, and says so."""
     assert_refused(unfinished.ended, 30, "the build wanted to download cutlass", "[[dependencies]]")
     log = unfinished.log
@@ -51,7 +51,7 @@ def test_the_cuda_build_configures_until_its_first_external_project(unfinished: 
     assert "-- CUDA target architectures: 12.1" in log
     assert "-- CUDA supported target architectures: 12.0" in log
     assert "Performing download step (git clone) for 'cutlass-populate'" in log
-    assert [name for name in workshop.wheels("vllm-cuda") if name.startswith("vllm")] == []
+    assert [name for name in unfinished.shop.wheels("vllm-cuda") if name.startswith("vllm")] == []
 
 
 @pytest.mark.skipif(X86 != "x86_64", reason="the lock of torch for CUDA 13 is for x86_64")

@@ -10,8 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from build.job import CUDA, FIXED, entered, own_python, runner_argv
+from build.recipe import load_recipe
+from build.toolkit import Toolkit, toolkit_folder
+from core.config import ROOT, WORK
 from core.process import Completed, run
+from tests.machines.checkout import copy_project
 from tests.machines.command_line import CommandLine, Ended
+
+SHARED = ("requirements", "files", "toolkits", "emulation")
+"""Folders of .work that hold what was fetched by hash, and what is made of nothing else."""
+CONFIGURE = """
+[variants.configure]
+dependencies = []
+memory_per_job = "2 GiB"
+disk = "8 GiB"
+
+[variants.configure.source]
+sdist = "{source.sdist}"
+sha256 = "{source.sha256}"
+"""
+"""A variant of vLLM's recipe: its source distribution, without the external projects; small machines may try it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,25 @@ class Workshop:
         return path
 
 
+def lay_out(folder: Path) -> Workshop:
+    """Copy the project into an empty folder, with the small stacks of the tests."""
+    copy_project(ROOT, folder)
+    (folder / ".work").mkdir()
+    for name in SHARED:
+        (WORK / name).mkdir(exist_ok=True)
+        (folder / ".work" / name).symlink_to(WORK / name)
+    shutil.copytree(Path(__file__).parent / "stacks", folder / "config" / "stacks", dirs_exist_ok=True)
+    return Workshop(folder)
+
+
+def build_unfinished(shop: Workshop) -> Ended:
+    """Build vLLM for CUDA without its external projects: it ends at the first one."""
+    recipe = shop.folder / "build" / "recipes" / "vllm.toml"
+    source = load_recipe("vllm", "sdist").source
+    recipe.write_text(recipe.read_text(encoding="utf-8") + CONFIGURE.format(source=source), encoding="utf-8")
+    return shop.invoke("build-wheels", "--stack=vllm-cuda", "--target=x86_64", "--toolkit", timeout=1800)
+
+
 @dataclass(frozen=True)
 class Inside:
     """A job folder as the build saw it: at its fixed path, without network, with its environment and this toolkit."""
@@ -76,11 +113,20 @@ class Inside:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A build that failed: how it ended, what it left, and the toolkit that it had."""
+    """A build that failed: where it ran, and how it ended."""
 
+    shop: Workshop
     ended: Ended
-    job: Path
-    cuda: Path
+
+    @property
+    def cuda(self) -> Path:
+        """The toolkit that it had."""
+        return toolkit_folder(Toolkit("13.0", "x86_64", "x86_64", libraries=True))
+
+    @property
+    def job(self) -> Path:
+        """What it left."""
+        return self.shop.job("vllm")
 
     @property
     def log(self) -> str:

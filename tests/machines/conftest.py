@@ -12,22 +12,27 @@ import pytest
 
 from core.config import ROOT, WORK, load_cluster
 from lab import evidence, host, lifecycle
+from tests.beforehand import WHEELS, Beforehand
 from tests.machines.checkout import Checkout, copy_project
 from tests.machines.command_line import CommandLine
-from tests.machines.harness import Lab
-
-CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
-"""Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
+from tests.machines.harness import CLUSTER, Lab
+from tests.machines.small import Small, forget_small, make_small
+from wheels.manifest import Manifest
 
 
 @pytest.fixture(scope="session")
-def lab_session() -> Iterator[Lab]:
-    """Make the machines of tests/clusters/lab-tests.toml once; SPARKSTACK_KEEP_LAB=1 leaves them up."""
+def lab_session(before: Beforehand | None) -> Iterator[Lab]:
+    """Make the machines of tests/clusters/lab-tests.toml once; SPARKSTACK_KEEP_LAB=1 leaves them up.
+
+    Where wheels are needed, machines and wheels were begun with the session.
+    """
     reason = host.can_run()
     if reason and os.environ.get("CI") == "true":
         pytest.fail(f"no local machines in CI: {reason}")
     if reason:
         pytest.skip(reason)
+    if before:
+        before.wait(WHEELS)
     lab = Lab(load_cluster(str(CLUSTER)))
     lab.up()
     yield lab
@@ -39,7 +44,8 @@ def lab_session() -> Iterator[Lab]:
 def lab(lab_session: Lab) -> Lab:
     """Two machines in order, whatever the test before did to them."""
     lab_session.said.clear()
-    lab_session.up()
+    if not lab_session.in_order():
+        lab_session.up()
     return lab_session
 
 
@@ -75,6 +81,22 @@ def deployed(lab: Lab, wheels: Path, invoke: CommandLine) -> str:  # noqa: ARG00
     invoke.works("deploy")
     target = lab.output(lab.cluster.head.name, "readlink /opt/sparkstack/current")
     return Path(target).name
+
+
+@pytest.fixture(scope="module")
+def small_made(lab_session: Lab, checkout: Checkout, wheels: Path) -> Iterator[Small]:
+    """Two releases of a few wheels for tests to which a release's size is all the same; the old one is deployed."""
+    lab_session.up()
+    yield make_small(lab_session, checkout, Manifest.model_validate_json(wheels.read_bytes()), wheels.parent)
+    lab_session.up()
+    forget_small(lab_session)
+
+
+@pytest.fixture
+def small(lab: Lab, small_made: Small) -> Small:  # noqa: ARG001 (they have to run)
+    """Both machines with the old release in use, whatever the test before left."""
+    small_made.reset()
+    return small_made
 
 
 @pytest.hookimpl(wrapper=True)

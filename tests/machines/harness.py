@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 
-from core.config import Cluster
+from core.config import ROOT, Cluster
 from core.process import Completed
 from lab import lifecycle, machine, network, power
 from lab.lifecycle import MachineStatus
 from lab.place import Place
+
+CLUSTER = Path(os.environ.get("SPARKSTACK_TEST_CLUSTER", "") or ROOT / "tests" / "clusters" / "lab-tests.toml")
+"""Two checkouts that test on one host at once need subnets of their own: then the variable names another file."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,8 @@ class Lab:
 
     cluster: Cluster
     said: list[str] = field(default_factory=list)
+    booted: dict[str, datetime | None] = field(default_factory=dict)
+    """When each was switched on or last rebooted."""
 
     def place(self, name: str) -> Place:
         """Return where a machine lies."""
@@ -50,9 +59,24 @@ class Lab:
         password = machine.password_file(self.cluster).read_text(encoding="utf-8").strip()
         return self.output(name, f"echo {password} | sudo -S -p '' sh -c '{command}'")
 
+    def each(self, work: Callable[[str], object]) -> None:
+        """Do something on both machines at once; the first failure is raised when both have ended."""
+        names = [node.name for node in self.cluster.nodes]
+        with ThreadPoolExecutor(len(names)) as both:
+            begun = [both.submit(work, name) for name in names]
+        for one in begun:
+            one.result()
+
     def up(self) -> None:
         """Bring everything into order."""
         lifecycle.up(self.cluster, self.said.append)
+        self.booted.update({status.name: status.since for status in lifecycle.status(self.cluster)})
+
+    def in_order(self) -> bool:
+        """Whether both run as `up` saw them last, with their cables in: nobody is asked, this host's files say it."""
+        found = lifecycle.status(self.cluster)
+        runs = all(one.running and one.management_link and one.fabric_link for one in found)
+        return runs and self.booted == {one.name: one.since for one in found}
 
     def status(self, name: str) -> MachineStatus:
         """Look at one machine."""

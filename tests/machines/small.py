@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -122,18 +123,20 @@ class Small:
 
     def reset(self) -> None:
         """Put both machines back: the old release in use, nothing of the new one there, no program held."""
-        for name in (A, B):
-            self.lab.as_root(name, f"rm -f {HOLD} {HELD} /usr/local/bin/* && chown spark {FOLDER}")
-            self.lab.output(
-                name,
-                f"cd {FOLDER} && rm -rf releases/{self.after} cache .current.new store/.incoming && "
-                "rm -f wheels/networkx-* wheels/sympy-* && find store -type f -links 1 -delete && "
-                f"ln -sfn releases/{self.before} .back && "
-                f"mv -T .back current && sed -i /{self.after}/d history.jsonl && sync .",
-            )
-            self.lab.as_root(name, "systemctl restart small")
-            assert eventually(lambda name=name: self.lab.ssh(name, f"ss -Hltn sport = :{PORT} | grep -q .").code == 0)
-            self.note_files(name)
+        self.lab.each(self._reset)
+
+    def _reset(self, name: str) -> None:
+        self.lab.as_root(name, f"rm -f {HOLD} {HELD} /usr/local/bin/* && chown spark {FOLDER}")
+        self.lab.output(
+            name,
+            f"cd {FOLDER} && rm -rf releases/{self.after} cache .current.new store/.incoming && "
+            "rm -f wheels/networkx-* wheels/sympy-* && find store -type f -links 1 -delete && "
+            f"ln -sfn releases/{self.before} .back && "
+            f"mv -T .back current && sed -i /{self.after}/d history.jsonl && sync .",
+        )
+        self.lab.as_root(name, "systemctl restart small")
+        assert eventually(lambda: self.lab.ssh(name, f"ss -Hltn sport = :{PORT} | grep -q .").code == 0)
+        self.note_files(name)
 
     @contextmanager
     def held(self, name: str, point: Point) -> Iterator[Hold]:
@@ -167,7 +170,7 @@ class Small:
 
 def make_small(lab: Lab, checkout: Checkout, project: Manifest, wheels: Path) -> Small:
     """Lay out both stacks in the copy of the project, and bring the old release into use."""
-    releases = {name: _lay_out(checkout, name, chosen, project, wheels) for name, chosen in _STACKS.items()}
+    releases = {name: lay_out(checkout, name, chosen, project, wheels).release for name, chosen in _STACKS.items()}
     lines = {
         name: checkout.variant(
             name,
@@ -194,8 +197,8 @@ def forget_small(lab: Lab) -> None:
 _STACKS = {"small-old": OLD, "small-new": NEW}
 
 
-def _lay_out(checkout: Checkout, name: str, chosen: tuple[str, ...], project: Manifest, wheels: Path) -> str:
-    """Write a stack, and its manifest beside wheels that share their bytes with the project's; return the release."""
+def lay_out(checkout: Checkout, name: str, chosen: tuple[str, ...], project: Manifest, wheels: Path) -> Manifest:
+    """Write a stack, and its manifest beside wheels that share their bytes with the project's; return the manifest."""
     (checkout.folder / "config" / "stacks" / f"{name}.toml").write_text(STACK, encoding="utf-8")
     stack = Stack(name=name, description="", lock=Path("x"), platforms=(), python=(), components={})
     listed = tuple(wheel for wheel in project.wheels if wheel.name in chosen)
@@ -204,9 +207,10 @@ def _lay_out(checkout: Checkout, name: str, chosen: tuple[str, ...], project: Ma
         update={"stack": name, "wheels": listed, "lock_sha256": hashlib.sha256(text.encode()).hexdigest()}
     )
     place = checkout.folder / "dist" / name / project.target.tag
+    shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for wheel in listed:
         os.link(wheels / wheel.filename, place / wheel.filename)
     (place / "stack.lock").write_text(text, encoding="utf-8")
     (place / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    return manifest.release
+    return manifest

@@ -12,6 +12,7 @@ from lab import lifecycle
 from tests.machines.checkout import Checkout
 from tests.machines.command_line import CommandLine, Started, assert_refused
 from tests.machines.harness import Lab, eventually
+from tests.machines.test_release import filled_disk
 
 pytestmark = pytest.mark.machines
 
@@ -24,7 +25,7 @@ LEFT = "/opt/sparkstack/build/*"
 
 @pytest.fixture(scope="module")
 def slow(checkout: Checkout) -> CommandLine:
-    """Return the command line of a copy of the project for a stack of one wheel that takes a quarter of a minute."""
+    """Return the command line of a copy of the project for a stack of one wheel that takes ten seconds."""
     shutil.copytree(BUILDS / "stacks", checkout.folder / "config" / "stacks", dirs_exist_ok=True)
     shutil.copytree(BUILDS / "recipes", checkout.folder / "build" / "recipes", dirs_exist_ok=True)
     (WORK / "requirements").mkdir(exist_ok=True)
@@ -124,9 +125,10 @@ def test_a_compiler_that_is_killed_ends_the_build_and_the_next_run_goes_on(lab: 
 def test_a_full_disk_is_told_as_such(lab: Lab, slow: CommandLine) -> None:
     with slow.begin(*build(slow)) as started:
         compiles(started, lab)
-        lab.as_root(A, "cat /dev/zero > /opt/filler || test -s /opt/filler")
-        done = started.ended(120)
-    lab.as_root(A, "rm /opt/filler")
+        with filled_disk(lab, A, leave=1):
+            lab.as_root(A, "cat /dev/zero > /opt/filler || test -s /opt/filler")
+            done = started.ended(120)
+            lab.as_root(A, "rm /opt/filler")
     assert_refused(done, 30, f"{A}: ", "No space left on device")
     assert wheels(slow) == []
 

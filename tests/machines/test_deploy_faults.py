@@ -6,19 +6,15 @@ Each case brings a small new release to two machines on which an old one is in u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from lab import lifecycle
-from tests.machines.checkout import Checkout
+from tests.machines import test_release
 from tests.machines.command_line import Started, assert_interrupted, assert_refused
-from tests.machines.harness import Lab, eventually
-from tests.machines.small import FOLDER, A, B, Point, Small, forget_small, make_small
-from tests.machines.test_release import filled_disk
-from wheels.manifest import Manifest
+from tests.machines.harness import eventually
+from tests.machines.small import FOLDER, A, B, Point, Small
 
 pytestmark = pytest.mark.machines
 
@@ -45,21 +41,6 @@ SWITCHED = ("after the switch", "check what is in use", "note what is in use")
 def some(*ordinary: str) -> list[object]:
     """Return all points, those that are not ``ordinary`` only for the long run."""
     return [point if point in ordinary else pytest.param(point, marks=pytest.mark.long) for point in POINTS]
-
-
-@pytest.fixture(scope="module")
-def made(lab_session: Lab, checkout: Checkout, wheels: Path) -> Iterator[Small]:
-    lab_session.up()
-    yield make_small(lab_session, checkout, Manifest.model_validate_json(wheels.read_bytes()), wheels.parent)
-    lab_session.up()
-    forget_small(lab_session)
-
-
-@pytest.fixture
-def small(lab: Lab, made: Small) -> Small:  # noqa: ARG001 (they have to run)
-    """Both machines with the old release in use, whatever the test before left."""
-    made.reset()
-    return made
 
 
 def come_to(small: Small, point: str, stack: ExitStack) -> Started:
@@ -121,6 +102,7 @@ def test_a_link_that_is_cut_while_wheels_travel(small: Small) -> None:
         lifecycle.heal(small.lab.cluster, B, small.lab.said.append, "management")
     assert_refused(done, 20, f"{B}: ", "connection", "cable")
     assert eventually(lambda: small.lab.ssh(B, "true").code == 0)
+    assert eventually(lambda: not small.lab.pgrep(B, test_release.PUSH)), "it goes on without us"
     assert small.in_use() == [small.before] * 2
     small.assert_finishes()
 
@@ -141,7 +123,7 @@ def test_a_link_that_is_cut_later_and_is_back_before_anybody_looks(small: Small,
 def test_a_disk_that_is_full_while_the_release_is_made(small: Small) -> None:
     with small.held(B, POINTS["install begins"] or Point("", "")) as hold, small.new.begin("deploy") as started:
         hold.wait(started)
-        with filled_disk(small.lab, B, leave=4):
+        with test_release.filled_disk(small.lab, B, leave=4):
             hold.end()
             done = started.ended(60)
     assert_refused(done, 25, f"{B}: ", "disk", "free space")

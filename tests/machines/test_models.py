@@ -23,7 +23,7 @@ MODELS = "/opt/sparkstack/models"
 FOLDER = f"{MODELS}/{REPOSITORY}"
 INCOMING = f"{MODELS}/Qwen/.Tiny.incoming"
 LARGE = "model-00001-of-00002.safetensors"
-MEGABYTES = 48
+MEGABYTES = 24
 SUMS = f"cd {FOLDER} && sha256sum $(find . -type f | sort)"
 
 
@@ -56,10 +56,11 @@ def fetched(invoke: CommandLine, hub: Running, *words: str) -> Ended:
 
 def assert_there(lab: Lab, hub: Running) -> None:
     """Both machines have every file, and nothing that was on its way."""
+    expected = {path: sha256(data) for path, data in hub.hub.files.items()}
     for name in (A, B):
-        for path, data in hub.hub.files.items():
-            assert lab.output(name, f"sha256sum {FOLDER}/{path}").split()[0] == sha256(data), (name, path)
-        assert lab.output(name, f"ls -A {MODELS}/Qwen") == "Tiny"
+        lines = lab.output(name, f"ls -A {MODELS}/Qwen && cd {FOLDER} && sha256sum {' '.join(expected)}").splitlines()
+        assert lines[0] == "Tiny", name
+        assert {path: digest for digest, path in map(str.split, lines[1:])} == expected, name
 
 
 def arrives(lab: Lab, name: str, started: Started, megabytes: int = 4) -> None:
@@ -96,7 +97,7 @@ def test_a_damaged_file_is_found_and_only_that_one_is_mended(lab: Lab, hub: Runn
 
 
 def test_power_lost_in_mid_fetch_costs_what_was_not_there(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    hub.hub.slow = 0.1
+    hub.hub.slow = 0.2
     with invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, A, started, 8)
         lifecycle.kill(lab.cluster, A, lab.said.append)
@@ -110,7 +111,7 @@ def test_power_lost_in_mid_fetch_costs_what_was_not_there(lab: Lab, hub: Running
 
 
 def test_ctrl_c_ends_the_looking_on_and_not_the_fetch(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    hub.hub.slow = 0.1
+    hub.hub.slow = 0.2
     with invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, A, started)
         started.interrupt()
@@ -123,7 +124,7 @@ def test_ctrl_c_ends_the_looking_on_and_not_the_fetch(lab: Lab, hub: Running, in
 
 
 def test_a_link_cut_in_mid_relay_and_healed_costs_seconds(lab: Lab, hub: Running, invoke: CommandLine) -> None:
-    with lab.slow_links("200mbit"), invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
+    with lab.slow_links("100mbit"), invoke.begin("model.fetch", REPOSITORY, environment=environment(hub)) as started:
         arrives(lab, B, started, 1)
         lifecycle.cut(lab.cluster, B, lab.said.append)
         lifecycle.heal(lab.cluster, B, lab.said.append)

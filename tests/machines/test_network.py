@@ -96,13 +96,11 @@ def restore(lab: Lab, name: str) -> None:
 def bare(lab: Lab) -> Iterator[Lab]:
     """Both machines have a fabric without addresses, over a cable for large packets; afterwards they are as before."""
     cable(lab, 9000)
-    for name in (A, B):
-        make_bare(lab, name)
+    lab.each(lambda name: make_bare(lab, name))
     yield lab
     lab.up()
     cable(lab, 1500)
-    for name in (A, B):
-        restore(lab, name)
+    lab.each(lambda name: restore(lab, name))
     lab.up()
 
 

@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from core.config import ROOT
 from lab import lifecycle
 from lab.network import shaped
 from lab.place import bridge
 from tests.machines.checkout import Checkout
 from tests.machines.command_line import CommandLine, Started, assert_interrupted, assert_refused
 from tests.machines.harness import Lab, eventually
-from tests.machines.test_release import PUSH, STORE, WHEELS, filled_disk, manifest_size
+from tests.machines.small import A, B, lay_out
+from tests.machines.test_release import PUSH, filled_disk
+from wheels.manifest import Manifest
 
 pytestmark = pytest.mark.machines
 
-A, B = "test-a", "test-b"
+ROOT = "/opt/pushed"
+"""A folder of its own for a release of some wheels that are large enough to be stopped on their way."""
+STORE, WHEELS = f"{ROOT}/store", f"{ROOT}/wheels"
+CHOSEN = (
+    *("attrs", "certifi", "idna", "llvmlite", "mpmath", "networkx", "numpy", "opencv-python-headless", "pillow"),
+    *("pycountry", "sympy", "uv"),
+)
 SUMS = f"cd {STORE} && sha256sum $(ls) && find . -name '*.*' -type f"
 PARTS = f"ls -l {STORE}/.incoming"
 
 
+@pytest.fixture(scope="module")
+def deployed_by_relay(lab_session: Lab, checkout: Checkout, wheels: Path) -> Iterator[CommandLine]:
+    """The command line for the same machines, with the fabric for the second copy; its release is deployed."""
+    lab_session.up()
+    lay_out(checkout, "chosen", CHOSEN, Manifest.model_validate_json(wheels.read_bytes()), wheels.parent)
+    root = ('user = "spark"', f'user = "spark"\nroot = "{ROOT}"')
+    invoke = checkout.variant("relay", ('stack = "cpu"', 'stack = "chosen"\npush = "relay"'), root)
+    invoke.works("deploy")
+    yield invoke
+    lab_session.up()
+    lab_session.each(lambda name: lab_session.as_root(name, f"rm -rf {ROOT}"))
+
+
 @pytest.fixture
-def relay(lab: Lab, checkout: Checkout, deployed: str) -> CommandLine:  # noqa: ARG001 - as after a deployment
-    """The command line for the same machines, with the fabric for the second copy; their stores are empty."""
-    checkout.share_wheels(ROOT, lab.cluster.stack)
+def relay(lab: Lab, deployed_by_relay: CommandLine) -> CommandLine:
+    """As after a deployment, but for the stores, which are empty."""
     empty(lab, A, B)
-    return checkout.variant("relay", ('stack = "cpu"', 'stack = "cpu"\npush = "relay"'))
+    return deployed_by_relay
 
 
 def empty(lab: Lab, *names: str) -> None:
@@ -45,16 +65,19 @@ def crossed(lab: Lab, name: str = "") -> int:
 
 def assert_same(lab: Lab) -> None:
     """Both have every wheel under its hash, and nothing that is on its way."""
-    for name in (A, B):
-        lines = [line.split() for line in lab.output(name, SUMS).splitlines()]
-        assert all(line[0] == line[1] for line in lines if len(line) == 2), name
-        assert len(lines) == manifest_size() + 1, lines  # and the lock
-        assert lab.output(name, PARTS) == "total 0"
+    lab.each(lambda name: assert_whole(lab, name))
+
+
+def assert_whole(lab: Lab, name: str) -> None:
+    lines = [line.split() for line in lab.output(name, SUMS).splitlines()]
+    assert all(line[0] == line[1] for line in lines if len(line) == 2), name
+    assert len(lines) == len(CHOSEN) + 1, lines  # and the lock
+    assert lab.output(name, PARTS) == "total 0"
 
 
 def slow(lab: Lab) -> AbstractContextManager[None]:
-    """Send no more than 300 Mbit/s to the machines, so that there is a middle of a push."""
-    return shaped(bridge(lab.cluster, "management"), "300mbit")
+    """Send no more than 150 Mbit/s to the machines, so that there is a middle of a push."""
+    return shaped(bridge(lab.cluster, "management"), "150mbit")
 
 
 def arrives(lab: Lab, name: str, started: Started, megabytes: int = 40) -> None:
@@ -128,7 +151,7 @@ def test_a_corrupted_file_of_the_store_is_found_and_replaced(lab: Lab, relay: Co
     relay.works("deploy")
     for name in (A, B):
         lab.output(name, f"printf damaged | dd of=$(ls -d {WHEELS}/sympy-*) bs=1 seek=5000 conv=notrunc status=none")
-        lab.output(name, "rm /opt/sparkstack/releases/*/complete.json")
+        lab.output(name, "rm /opt/pushed/releases/*/complete.json")
     before = crossed(lab)
     done = relay.works("deploy")
     for name in (A, B):

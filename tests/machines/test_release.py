@@ -169,6 +169,7 @@ def test_a_disk_that_fills_up_while_wheels_travel_is_told_and_what_arrived_is_ke
     assert_only_the_rest_travelled(invoke.works("deploy").err, A, there)
 
 
+@pytest.mark.long  # test_push.py cuts a link in mid push and asserts all of this
 @pytest.mark.usefixtures("deployed")
 def test_a_connection_lost_while_wheels_travel_is_told_within_seconds(lab: Lab, invoke: CommandLine) -> None:
     with half_pushed(lab, A) as push, invoke.begin("deploy") as started:
@@ -217,6 +218,7 @@ def test_a_connection_lost_while_wheels_are_installed_is_told_and_the_installati
         assert f"{A}: stop the installation that was left running" in assert_finishes(lab, A, invoke)
 
 
+@pytest.mark.long  # test_deploy_faults.py takes the power at this point, and here the lost connection has it made anew
 @pytest.mark.usefixtures("deployed")
 def test_a_power_loss_while_wheels_are_installed_is_told_and_the_installation_is_made_anew(
     lab: Lab, invoke: CommandLine

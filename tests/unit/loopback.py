@@ -13,10 +13,11 @@ from typing import Any
 
 @dataclass
 class Api:
-    """Where it listens, and (path, body) of every question."""
+    """Where it listens, (path, body) of every question, and what each showed as its right to ask."""
 
     port: int
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    authorizations: list[str | None] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -31,6 +32,7 @@ def answering(body: str, code: int = 200) -> Iterator[Api]:
         def do_POST(self) -> None:
             question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             api.asked.append((self.path, question))
+            api.authorizations.append(self.headers["Authorization"])
             self.send_response(code)
             self.end_headers()
             self.wfile.write(body.encode())

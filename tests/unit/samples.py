@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.config import CONFIG, Cluster, Profile, Stack, load_cluster, load_profile, load_stack
+from core.config import CONFIG, Cluster, Node, Profile, Stack, load_cluster, load_profile, load_stack
 from core.facts import Captures, NodeFacts, load_captures
 from core.parsers import Process, Unit
-from serve.cluster import Service, files_of
+from core.units import SUPERVISOR
+from serve.api.keys import FINGERPRINTS, OF_ALL, OF_HEAD
+from serve.cluster import Service
+from serve.files import PACKAGES, WANTED, files_of
 from wheels.manifest import Manifest, Wheel
 from wheels.target import Target
 
@@ -20,6 +24,8 @@ SPARK_PAIR = CONFIG / "facts" / "spark-pair.json"
 LAB_PAIR = CAPTURES / "lab-pair.json"
 
 X86 = Target(architecture="x86_64", python=(3, 11), glibc=(2, 36))
+NOW = 1_795_435_200.0
+"""The clock of machines that serve: 2026-11-23 12:00:00 UTC."""
 SPARK = Target(architecture="aarch64", python=(3, 12), glibc=(2, 39))
 
 
@@ -49,7 +55,9 @@ def fresh(seen: NodeFacts, **changes: Any) -> NodeFacts:
         "units": {},
         "files": {},
         "processes": (),
-        "token": False,
+        "state": {},
+        "live": {},
+        "lingers": False,
     }
     return replace(seen, **{**empty, **changes})
 
@@ -106,17 +114,49 @@ def service(cluster: Cluster | None = None, stack: Stack | None = None, profile:
 
 
 def serving(served: Service, facts: dict[str, NodeFacts] | None = None) -> dict[str, NodeFacts]:
-    """Return facts of machines that serve this: release, model, files, units and a token are there."""
+    """Return facts of machines that serve this: release, model, files, keys, units, a state that says so."""
     facts = facts or lab_facts()
+    files = files_of(served, facts)
+    generation = json.loads(files[served.cluster.head.name][WANTED])["generation"]
     return {
         node.name: replace(
             facts[node.name],
+            packages=facts[node.name].packages | set(PACKAGES),
             current=served.release,
             releases={served.release: {"stack": served.stack.name}},
             model_files={"config.json": 10},
-            units={name: unit(name) for name in served.units_of(node)},
-            files={str(path): text for path, text in files_of(served, node, facts[node.name]).items()},
-            token=node == served.cluster.head,
+            units={
+                name: replace(unit(name), enabled=name == SUPERVISOR) for name in (SUPERVISOR, *served.units_of(node))
+            },
+            files={
+                **{str(path): text for path, text in files[node.name].items()},
+                str(FINGERPRINTS): known(served, node),
+            },
+            state=state(served, node, generation),
+            lingers=True,
+            moment=NOW,
         )
         for node in served.cluster.nodes
     }
+
+
+def state(served: Service, node: Node, generation: str, phase: str = "serving", **changes: Any) -> dict[str, Any]:
+    """Return the state file of a node's supervisor; on a worker it only obeys."""
+    head = node == served.cluster.head
+    return {
+        "at": NOW - 1,
+        "node": node.name,
+        "role": "head" if head else "worker",
+        "generation": generation,
+        "phase": phase if head else "obeying",
+        "since": NOW - 100,
+        "reason": "a token came through every rank" if head else "",
+        "failures": [],
+        **changes,
+    }
+
+
+def known(served: Service, node: Node) -> str:
+    """Return the fingerprints of every credential that the node has to have; those for all nodes are the same."""
+    names = (*OF_HEAD, *OF_ALL) if node == served.cluster.head else OF_ALL
+    return json.dumps({name: hashlib.sha256(name.encode()).hexdigest() for name in names})

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from threading import Thread
 
 import paramiko
 import pytest
@@ -225,10 +226,9 @@ def test_a_node_that_falls_silent_behind_a_proxy_is_given_up(
     relay = tmp_path / "relay.py"
     relay.write_text(RELAY, encoding="utf-8")
     configure(f"Host *\n ProxyCommand {sys.executable} {relay} %h %p\n")
-    for name, value in {"SILENCE_LIMIT": 1, "PULSE": 0.1}.items():
-        monkeypatch.setattr(connection, name, value)
     monkeypatch.setattr(process, "GRACE", 0.2)
-    with closing(SshHost(cluster, cluster.head, SudoPassword(None))) as host:
+    impatient = cluster.model_copy(update={"silence": 4})
+    with closing(SshHost(impatient, cluster.head, SudoPassword(None))) as host:
         host.run(["echo", "hello"])
         began = time.monotonic()
         os.kill(int(Path(f"{relay}.pid").read_text(encoding="ascii")), signal.SIGSTOP)
@@ -280,6 +280,39 @@ def test_a_port_where_nobody_answers_is_named(cluster: Cluster) -> None:
     with pytest.raises(NodeUnreachable, match=r"no SSH server answers on 127\.0\.0\.1 port 1") as caught:
         shown_key(cluster, cluster.head, replace(route(cluster, cluster.head), port=1))
     assert caught.value.node == cluster.head.name
+
+
+def hang_up(listener: socket.socket) -> None:
+    line, _ = listener.accept()
+    line.close()
+
+
+@pytest.mark.parametrize(
+    ("silent", "words"), [(True, "says nothing for 1 s"), (False, "closes the connection at once")]
+)
+def test_a_port_that_somebody_else_answers_is_named(
+    silent: bool,  # noqa: FBT001
+    words: str,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "BANNER_TIMEOUT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        way = replace(route(cluster, cluster.head), port=listener.getsockname()[1])
+        if not silent:
+            Thread(target=hang_up, args=(listener,)).start()
+        with pytest.raises(NodeUnreachable, match=f"no SSH server: what accepts .* port {way.port} {words}"):
+            connect(cluster, cluster.head, way)
+
+
+def test_a_local_machine_that_was_never_made_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers at its address until `lab.up` fences it off is somebody else."""
+    monkeypatch.setattr(config, "WORK", tmp_path)
+    local = load_cluster("local")
+    for ask in (connect, shown_key):
+        with pytest.raises(NodeUnreachable, match="never been made") as caught:
+            ask(local, local.head, route(local, local.head))
+        assert caught.value.next_move == "invoke lab.up --cluster local"
 
 
 def test_a_connection_is_not_forwarded_an_agent(cluster: Cluster, server: SshServer) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +16,10 @@ from hypothesis import strategies as st
 
 from core.config import Address, Subnet, load_cluster, load_profile
 from core.errors import ConfigError, FactsError
-from core.facts import Captures, NodeFacts, gather, load_captures, look_here, parse, require_nodes
-from core.host import SudoPassword
-from core.local import LocalHost
+from core.facts import Captures, NodeFacts, gather, load_captures, parse, require_nodes
 from core.parsers import Toolchain
 from core.probe import probe_argv
-from core.process import Completed, run
+from core.process import Completed
 from core.question import Question, model_folder, probe_request
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, lab_captures, spark_captures
 
@@ -49,7 +45,7 @@ def test_a_whole_capture_of_a_local_machine_is_read() -> None:
     assert seen.model_origin is not None
     assert seen.units["sparkstack-ray-head"].active == "active"
     assert [process.pid for process in seen.processes] == [394, 516, 575]
-    assert (seen.gpus, seen.cuda, seen.hcas, seen.token) == ((), None, (), False)
+    assert (seen.gpus, seen.cuda, seen.hcas) == ((), None, ())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +76,7 @@ def test_the_shipped_sparks_are_the_guides(name: str, lan: str, fabric: str) -> 
 def test_the_shipped_facts_answer_all_that_the_probe_asks_and_say_where_each_is_from() -> None:
     shipped, cluster = spark_captures(), load_cluster("spark")
     for node in cluster.nodes:
-        question = Question(load_profile("qwen2.5-32b"), ("gcc",), ("ask",), whole=True, wiring=True)
+        question = Question(load_profile("qwen2.5-32b"), ("gcc",), whole=True, wiring=True)
         request = probe_request(cluster, node, question)
         assert {*request["commands"], *request["files"], "clock", "asked"} == set(shipped.nodes[node.name])
         assert set(shipped.nodes[node.name]) <= set(shipped.sources)
@@ -197,10 +193,12 @@ def test_interfaces_are_found_by_address_and_by_network() -> None:
     assert seen.interface_in(Subnet("10.0.0.0/8")) is None
 
 
-def test_the_head_alone_is_asked_for_a_token() -> None:
+def test_the_probe_reads_no_credential() -> None:
     cluster = load_cluster("local")
-    asked = [probe_request(cluster, node, Question(token_argv=("ask", "now")))["commands"] for node in cluster.nodes]
-    assert [commands.get("token") for commands in asked] == [["ask", "now"], None]
+    for node in cluster.nodes:
+        globs = [glob for globs in probe_request(cluster, node, Question())["files"].values() for glob in globs]
+        assert "/etc/sparkstack/*" in globs
+        assert not [glob for glob in globs if Path("/etc/sparkstack/credentials/api-key").match(glob)]
 
 
 def test_the_condition_is_asked_only_where_it_is_wanted() -> None:
@@ -300,80 +298,6 @@ def test_a_login_script_that_prints_is_suspected(text: str) -> None:
     assert (caught.value.node, "bashrc" in caught.value.next_move) == ("lab-a", True)
 
 
-REQUEST: dict[str, Any] = {
-    "ours": "sparkstack-unit-test",
-    "commands": {
-        "hello": ["echo", "hello"],
-        "fails": ["sh", "-c", "echo part; exit 3"],
-        "absent": ["no-such-program"],
-        "processes": [
-            "printf",
-            "%s\n",
-            "1 root sparkstack-unit-test a",
-            "2 root other",
-            "3 x sparkstack-unit-test\u2028b",
-        ],
-    },
-    "files": {"kept": ["/etc/os-rel*"], "gone": ["/no/such/*"]},
-}
-
-
-@pytest.mark.processes
-def test_the_probe_runs_and_answers_every_fact() -> None:
-    facts = json.loads(run(probe_argv(REQUEST)).out)
-    assert facts["hello"] == {"code": 0, "out": "hello\n"}
-    assert facts["fails"] == {"code": 3, "out": "part\n"}
-    assert facts["absent"]["code"] == 127
-    assert "no-such-program" in facts["absent"]["error"]
-    assert facts["kept"]["files"]["/etc/os-release"] == Path("/etc/os-release").read_text()
-    assert facts["gone"] == {"code": 0, "files": {}}
-    began, ended = map(float, facts["clock"]["out"].split())
-    assert began <= ended
-    assert facts["processes"]["out"] == "1 root sparkstack-unit-test a\n3 x sparkstack-unit-test\u2028b\n"
-
-
-@pytest.mark.processes
-def test_the_probe_does_not_find_its_own_commands_among_our_processes() -> None:
-    commands = {
-        "processes": ["ps", "-eww", "-o", "pid=,user:32=,args="],
-        **{str(number): ["sh", "-c", "sleep 1; exit # sparkstack-unit-test"] for number in range(3)},
-    }
-    began = time.monotonic()
-    facts = json.loads(run(probe_argv({**REQUEST, "commands": commands})).out)
-    assert time.monotonic() - began < 2.9, "they run side by side"
-    assert facts["processes"] == {"code": 0, "out": ""}
-
-
-@pytest.mark.processes
-def test_the_probe_reads_this_host(tmp_path: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("the probe asks Linux")
-    cluster = load_cluster("local").model_copy(update={"root": tmp_path / "sparkstack"})
-    (tmp_path / "sparkstack" / "wheels").mkdir(parents=True)
-    (tmp_path / "sparkstack" / "wheels" / "x-1-py3-none-any.whl").write_text("12345")
-    (tmp_path / "sparkstack" / "current").symlink_to("releases/one")
-    host = LocalHost("lab-a", SudoPassword(None))
-    capture = json.loads(host.run(probe_argv(probe_request(cluster, cluster.head, Question()))).out)
-    seen = parse("lab-a", {**capture, "addresses": CAPTURE["addresses"]})  # a bare host may have no `ip`
-    assert seen.architecture == os.uname().machine
-    assert seen.wheels == {"x-1-py3-none-any.whl": 5}
-    assert seen.current == "one"
-    assert seen.memory_total > 0
-    assert (seen.releases, seen.partial, seen.model_files, seen.token) == ({}, frozenset(), {}, False)
-
-
-@pytest.mark.processes
-def test_this_host_is_probed_as_a_machine_that_builds(tmp_path: Path) -> None:
-    if sys.platform != "linux":
-        pytest.skip("the probe asks Linux")
-    seen = look_here(tmp_path, ("libc6",))
-    assert (seen.name, seen.architecture) == ("controller", os.uname().machine)
-    assert seen.python == sys.version_info[:2], "the one that runs us"
-    assert seen.disk_free > 0
-    assert seen.toolchain.programs is not None
-    assert (seen.units, seen.processes, seen.builds) == ({}, (), frozenset())
-
-
 def test_an_inventory_asks_for_the_disk_and_the_locks_and_no_other_question_does() -> None:
     cluster = load_cluster("local")
     plain = probe_request(cluster, cluster.head, Question())
@@ -397,3 +321,25 @@ def test_an_inventory_is_read_by_release_and_by_path() -> None:
     assert seen.entries == {"releases", "wheels"}
     assert seen.used == {f"{root}/releases/one": 9, root: 20}, "the whole counts a file that two share once"
     assert seen.locks == {"one": "torch==1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *[('{"phase": "serving"}', {"phase": "serving"}), ("half a f", {}), ("", {})],
+        *[("[1]", {}), ("null", {}), ("[" * 100_000, {}), (None, {})],
+    ],
+    ids=["whole", "damaged", "empty", "no object", "null", "without end", "none"],
+)
+def test_what_supervisor_and_watch_say_is_read_with_the_nodes_own_clock(text: str | None, said: dict[str, str]) -> None:
+    facts = {
+        name: {"code": 0, "files": {} if text is None else {f"/run/{name}.json": text}} for name in ("state", "live")
+    }
+    clock = {"code": 0, "out": "1771000000.310 1771000001.120\n"}
+    seen = parse("lab-a", {**CAPTURE, **facts, "clock": clock})
+    assert (seen.state, seen.live, seen.moment) == (said, said, 1771000001.12)
+
+
+def test_a_user_lingers_where_logind_has_a_file_of_its_name() -> None:
+    there = {"code": 0, "files": {"/var/lib/systemd/linger/spark": ""}}
+    assert (parse("lab-a", CAPTURE).lingers, parse("lab-a", {**CAPTURE, "linger": there}).lingers) == (False, True)

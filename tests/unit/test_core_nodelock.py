@@ -109,12 +109,12 @@ def test_a_lock_is_free_as_soon_as_its_command_has_ended_or_failed(name: str) ->
 def test_a_holder_that_falls_silent_loses_the_lock_and_the_command_is_told(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodelock, "BEAT", 0.05)
-    monkeypatch.setattr(nodelock, "hold_argv", lambda said, name: hold_argv(said, name, 0.5))
+    monkeypatch.setattr(nodelock, "pulse", lambda _: 0.05)
+    monkeypatch.setattr(nodelock, "hold_argv", lambda said, name, _: hold_argv(said, name, 0.5))
     with take(name) as guard:
         time.sleep(1)
         guard()
-    monkeypatch.setattr(nodelock, "BEAT", 0.8)
+    monkeypatch.setattr(nodelock, "pulse", lambda _: 0.8)
     with take(name) as guard:
         time.sleep(2)
         with pytest.raises(LockHeld, match="the lock on this node was lost"):
@@ -177,7 +177,8 @@ def test_a_lock_of_a_command_that_may_live_is_not_waited_for(name: str, where: s
 
 @pytest.mark.processes
 def test_a_lock_that_stays_held_is_told_in_the_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodelock, "PATIENCE", -4.0)
+    monkeypatch.setattr(nodelock, "PATIENCE", 0.05)
+    monkeypatch.setattr(nodelock, "MARGIN", 0.0)
     monkeypatch.setattr(nodelock, "WAIT", 0.3)
     ended = subprocess.Popen(["true"])
     ended.wait()

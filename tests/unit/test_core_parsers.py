@@ -198,6 +198,9 @@ def test_a_unit_that_does_not_exist_is_none() -> None:
     assert parsers.units("") == {}
 
 
+STATES = ("enabled", "enabled-runtime", "disabled", "")
+
+
 def test_units_are_read_with_state_and_process() -> None:
     second = (
         out("units").replace("ray-head", "vllm").replace("=active", "=failed").replace("NRestarts=0", "NRestarts=2")
@@ -208,6 +211,14 @@ def test_units_are_read_with_state_and_process() -> None:
     assert (head.loaded, head.active, head.sub, head.pid) == (True, "active", "running", 394)
     assert head.since == "Mon 2026-11-23 08:43:35 UTC"
     assert (vllm.active, vllm.restarts) == ("failed", 2)
+    assert [
+        parsers.units(out("units") + f"UnitFileState={word}\n")["sparkstack-ray-head"].enabled for word in STATES
+    ] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_processes_keep_their_whole_command() -> None:
@@ -229,12 +240,6 @@ def test_listeners_are_read_on_both_families() -> None:
     assert Listener("127.0.0.53%lo", 53) in found
     assert len(found) == 7, "its header is no listener"
     assert Listener("*", 6379) in parsers.listeners(out("listening"))
-
-
-def test_a_token_is_a_number_above_zero() -> None:
-    assert parsers.token_came('{"tokens": 1, "error": ""}')
-    assert not parsers.token_came(out("token"))
-    assert not parsers.token_came("")
 
 
 def test_what_somebody_else_wrote_is_shown_on_one_line() -> None:
@@ -276,7 +281,6 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "record": parsers.record,
     "record_or_none": parsers.record_or_none,
     "shown": parsers.shown,
-    "token_came": parsers.token_came,
 }
 NEARLY = st.lists(
     st.sampled_from(

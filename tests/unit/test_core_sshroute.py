@@ -12,8 +12,9 @@ from core import config
 from core.config import Cluster, load_cluster
 from core.errors import ConfigError
 from core.hand import user
+from core.nodelock import patience_of
 from core.process import run
-from core.sshroute import Route, config_of, hops, known_name, parse_answer, route
+from core.sshroute import Route, config_of, hops, known_name, parse_answer, pulse, route, strict_options
 
 pytestmark = pytest.mark.processes
 
@@ -69,6 +70,19 @@ def test_a_port_that_the_cluster_s_file_names_wins(tmp_path: Path) -> None:
     text = shipped.replace('fabric = "172.16.100.1"', 'fabric = "172.16.100.1"\nssh_port = 22')
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     assert way(load_cluster(str(tmp_path / "mine.toml")), "Host *\n Port 2222\n").port == 22
+
+
+@pytest.mark.parametrize(
+    ("silence", "interval", "most", "lock"), [(20, 5, 4, 30), (8, 2, 4, 12), (4, 1, 4, 6), (600, 5, 120, 900)]
+)
+def test_ssh_gives_up_after_the_silence_that_the_cluster_allows_and_a_lock_lives_half_as_long_again(
+    silence: float, interval: int, most: int, lock: float, cluster: Cluster
+) -> None:
+    patient = cluster.model_copy(update={"silence": silence})
+    given = strict_options(patient)
+    assert (given["ServerAliveInterval"], given["ServerAliveCountMax"]) == (str(interval), str(most))
+    assert pulse(patient) * 4 <= silence
+    assert patience_of(patient) == lock
 
 
 def test_jump_hosts_are_passed_with_our_rules_and_known_by_name(cluster: Cluster) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from core import process
 from core.condition import GpuProcess, Owner
+from core.ending import end_argv
 from core.errors import UnfitNode
 from core.facts import NodeFacts
 from core.parsers import Unit
@@ -23,7 +24,7 @@ from core.plan import Run
 from core.process import Completed
 from core.surroundings import OurProcess
 from core.units import stop_argv
-from deploy.care.fix import end_argv, plan_fix
+from deploy.care.fix import plan_fix
 from deploy.checks.case import Case
 from deploy.page import case_of
 from tests.unit.samples import cpu, lab_facts, local, tiny, unit

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import urllib.request
@@ -211,6 +212,15 @@ class TestFaults:
         error = refused(node.told())
         assert (error.kind, len(node.server.asked)) == ("network", common.TRIES)
         assert "502, 6 times in a row" in error.cause
+
+    def test_a_hub_at_whose_address_nobody_listens_is_given_up_sooner(self, node: Running) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            port = nobody.getsockname()[1]
+        told = node.told()
+        told["environment"]["HF_ENDPOINT"] = f"http://127.0.0.1:{port}"
+        error = refused(told)
+        assert error.kind == "network"
+        assert f"refused, {common.FEW} times in a row" in error.cause
 
     @pytest.mark.parametrize(
         ("part", "change", "says"),

@@ -14,6 +14,7 @@ from core.facts import NodeFacts
 from core.plan import Plan, Run
 from core.process import run
 from core.surroundings import OurProcess, Surroundings
+from core.units import MONITOR
 from deploy.removal import OURS, plan_remove
 from tests.unit.samples import lab_facts, local, process, service, serving, unit
 
@@ -40,7 +41,7 @@ def test_nodes_without_anything_of_ours_have_nothing_to_do() -> None:
 def test_files_and_folder_go_and_a_node_that_has_nothing_is_left_alone() -> None:
     made = plan(replace(EMPTY, **STOPPED))
     assert titles(made) == [
-        "remove 2 files in /etc",
+        "remove 2 files, the cache and the keys",
         "remove current, models, releases, wheels in /opt/sparkstack",
         "remove /opt/sparkstack",
     ]
@@ -77,6 +78,43 @@ def test_a_node_where_something_of_ours_runs_is_refused(changes: dict[str, Any],
     assert caught.value.node == "lab-a"
     assert "invoke stop --cluster local" in caught.value.next_move
     assert "--stop" in caught.value.next_move
+
+
+@pytest.mark.parametrize(
+    ("names", "says", "not_said"),
+    [
+        (("sparkstack-prometheus", "sparkstack-node-exporter"), "invoke monitor --off --cluster local, or", "stop --c"),
+        (("sparkstack-vllm",), "invoke stop --cluster local, or", "monitor"),
+        (
+            ("sparkstack-node-exporter", "sparkstack-vllm"),
+            "invoke stop --cluster local and invoke monitor --off --cluster local, or",
+            "nothing",
+        ),
+    ],
+)
+def test_the_command_that_ends_what_runs_is_named(names: tuple[str, ...], says: str, not_said: str) -> None:
+    with pytest.raises(InUse) as caught:
+        plan(replace(EMPTY, units={name: unit(name) for name in names}))
+    assert caught.value.next_move.startswith(says)
+    assert not_said not in caught.value.next_move
+
+
+def test_the_metrics_go_before_the_unit_that_keeps_them() -> None:
+    files = {f"/etc/systemd/system/{name}.service": "" for name in MONITOR}
+    made = plan(replace(EMPTY, files=files, units={name: unit(name) for name in MONITOR}), stop=True)
+    assert titles(made) == [
+        "stop sparkstack-node-exporter, sparkstack-prometheus",
+        "remove the metrics kept so far",
+        "remove 2 files, the cache and the keys",
+    ]
+
+
+def test_no_boot_looks_for_a_unit_that_was_removed() -> None:
+    """The script is read and never run: it names folders of the machine itself."""
+    *_, step = plan(replace(EMPTY, files={"/etc/systemd/system/sparkstack-prometheus.service": ""})).steps
+    assert isinstance(step, Run)
+    removing = next(line for line in step.argv[2].splitlines() if line.startswith("rm -f "))
+    assert "/etc/systemd/system/*.wants/sparkstack-*.service" in removing.split()
 
 
 def living(*units: str) -> dict[str, Any]:

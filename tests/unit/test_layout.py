@@ -20,7 +20,7 @@ FLOORS = {"core": 0, "wheels": 1, "lab": 1, "build": 2, "deploy": 2, "serve": 3,
 ROOMS = [room for room in FLOORS if room != "tasks"]
 RUN_ON_NODES = {
     *("lab/train.py", "build/runner.py", "deploy/verify_release.py"),
-    *("deploy/network/guard.py", "deploy/care/linkend.py"),
+    *("deploy/network/guard.py", "deploy/care/linkend.py", "serve/view/meter.py"),
     *("benchmarks/gpu/drive.py", "benchmarks/gpu/machines.py", "benchmarks/gpu/client.py"),
 }
 """Plain scripts that run elsewhere: inside a release, with what the stack brings, or where a wheel is built."""
@@ -32,6 +32,8 @@ ALONE = {
     "deploy/network/guard.py": set(),
     "deploy/unpack_python.py": set(),
     "deploy/verify_release.py": set(),
+    "serve/view/asker.py": set(),
+    "serve/view/meter.py": set(),
     "wheels/canonical.py": set(),
 }
 """Copied to machines where nothing is installed: the standard library, and what is copied with them."""

@@ -20,6 +20,7 @@ from serve.bench.fingerprint import fingerprint, node_print
 from serve.bench.measure import Measurement, plan_bench
 from serve.bench.running import question, require_room, require_serving
 from serve.bench.suite import load_suite
+from serve.files import WANTED
 from tests.unit.samples import capture, lab_facts, local, service, serving, spark_captures, unit
 
 QUICK = load_suite("quick")
@@ -72,7 +73,7 @@ class TestPlan:
     def test_the_load_is_sent_to_vllm_itself(self):
         facts = serving(SERVED)["lab-a"]
         assert engine_url(local(), facts) == "http://198.18.34.100:8000"
-        tls = {**facts.files, client.SERVICE_FILE: json.dumps({"api": {"tls": True, "url": "https://x"}})}
+        tls = {**facts.files, str(WANTED): json.dumps({"api": {"tls": True, "url": "https://x"}})}
         assert engine_url(local(), replace(facts, files=tls)) == "http://127.0.0.1:8000"
 
     def test_rate_and_concurrency_are_the_tests(self):
@@ -182,7 +183,7 @@ class TestServing:
     def test_another_profile_is_not_measured(self, said: object):
         facts = serving(SERVED)
         text = json.dumps({"profile": said})
-        facts["lab-a"] = replace(facts["lab-a"], files={client.SERVICE_FILE: text})
+        facts["lab-a"] = replace(facts["lab-a"], files={str(WANTED): text})
         with pytest.raises(NotServing, match="it serves the profile other, not tiny"):
             require_serving(SERVED, facts)
 

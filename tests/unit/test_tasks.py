@@ -18,7 +18,7 @@ import build.tasks
 import deploy.tasks
 import tasks
 from core import apply, command, config
-from core.errors import BuildFailed, Doubtful, InUse, UnfitNode, UsageError
+from core.errors import BuildFailed, Doubtful, InUse, NotServing, UnfitNode, UsageError
 from core.plan import Call, make_plan
 from tests.unit.samples import LAB_PAIR, SPARK_PAIR, spark_captures
 from wheels import manifest
@@ -44,8 +44,10 @@ COMMANDS = {
         "releases",
         "remove",
         "network",
+        "monitor",
         "tune",
     ),
+    *(f"key.{name}" for name in ("show", "rotate")),
     *(f"bench.{name}" for name in ("measure", "compare", "report")),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
@@ -54,12 +56,13 @@ COMMANDS = {
 }
 PLANNING = [
     *("build-wheels", "build.bundle", "deploy", "serve", "restart", "stop", "lab.model"),
-    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network"),
+    *("rollback", "releases", "remove", "model.fetch", "model.remove", "network", "key.rotate", "monitor"),
 ]
 """Commands that plan from facts of the nodes."""
 LOOKING = {
     *("facts", "report", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
-    *("wheels.inspect", "wheels.verify", "model.list", "model.verify", "bench.compare", "bench.report"),
+    *("wheels.inspect", "wheels.verify", "model.list", "model.verify", "key.show"),
+    *("bench.compare", "bench.report"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -161,6 +164,7 @@ SPARK_PLANS = {
     "serve": ("serve", "--cluster", "spark", "--profile", "qwen2.5-32b", *PAIR),
     "stop": ("stop", "--cluster", "spark", *PAIR),
     "restart": ("restart", "--cluster", "spark", *PAIR),
+    "monitor": ("monitor", "--cluster", "spark", *PAIR),
     "model.fetch": ("model.fetch", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
     "model.remove": ("model.remove", "Qwen/Qwen2.5-32B-Instruct", "--cluster", "spark", *PAIR),
 }
@@ -336,6 +340,7 @@ def test_facts_of_another_cluster_are_refused(invoke: Invoke) -> None:
         (("deploy", "--cluster", "spark", "--facts", "none.json"), 10, "none.json cannot be read"),
         (("releases", "--collect", "--keep", "1", *PAIR), UsageError.exit_code, "--keep 1 cannot be"),
         (("releases", "--keep", "3", *PAIR), UsageError.exit_code, "say --collect"),
+        (("key.rotate", "--cluster", "spark", *PAIR), NotServing.exit_code, "there is no API key yet"),
         (("rollback", "--to", "guide", *PAIR), UsageError.exit_code, "no node has a complete release guide"),
     ],
 )

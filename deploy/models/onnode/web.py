@@ -17,7 +17,7 @@ from email.message import Message
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from deploy.onnode.common import Again, Refused, broken, patiently
+from deploy.onnode.common import FEW, Again, Refused, broken, patiently
 
 TIMEOUT = 60
 LARGEST_LIST = 64 << 20
@@ -106,7 +106,7 @@ class Client:
 
     def json(self, url: str) -> tuple[Any, Message]:
         """Return a JSON answer and its headers, with patience. Raises Refused."""
-        found: tuple[Any, Message] = patiently(lambda: self._json(url))
+        found: tuple[Any, Message] = patiently(lambda: self._json(url), to_nobody=FEW)
         return found
 
     def _json(self, url: str) -> tuple[Any, Message]:

@@ -1,64 +1,56 @@
-"""Which process runs where, with which environment: unit files as systemd reads them."""
+"""What runs on which node: commands and environment, as the guide's chapter 5 has them; what differs is said."""
 
 from __future__ import annotations
 
-import shutil
+import re
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core import parsers
 from core.config import Address, load_cluster, load_profile, load_stack
-from core.errors import ConfigError, UnfitNode, UsageError
-from core.process import run
-from serve.cluster import (
-    NODE_ENV,
-    RAY_HEAD,
-    RAY_WORKER,
-    UNIT_FOLDER,
-    VLLM,
-    Service,
-    deviations,
-    env_value,
-    environment_of,
-    exec_word,
-    files_of,
-    present,
-    vllm_argv,
-)
-from tests.unit.samples import lab_facts, local, service, serving, spark_captures, tiny
+from core.errors import UnfitNode, UsageError
+from serve.cluster import RANK, RAY_HEAD, RAY_WORKER, UNIT_FOLDER, VLLM, Service
+from serve.commands import environment_of, rank_argv, vllm_argv
+from serve.deviations import deviations
+from serve.files import NODE_ENV, WANTED, files_of
+from tests.unit.samples import cpu, lab_facts, local, service, spark_captures, tiny
 from tests.unit.systemd_rules import environment, exec_words, unit_values
 
 SPARK = load_cluster("spark")
 GUIDE = Service(SPARK, load_stack("guide"), load_profile("qwen2.5-32b"), "guide-aarch64-cp312-0123456789")
 SPARKS = spark_captures().parsed()
-TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")) | st.just("\t"), max_size=30)
 
 
 def unit(service: Service, node: str, name: str) -> str:
     facts = SPARKS if service.cluster.name == "spark" else lab_facts()
-    return files_of(service, service.cluster.node(node), facts[node])[UNIT_FOLDER / f"{name}.service"]
+    return files_of(service, facts)[node][UNIT_FOLDER / f"{name}.service"]
 
 
-def command(text: str) -> list[str]:
-    (value,) = unit_values(text, "ExecStart")
+def command(text: str, key: str = "ExecStart") -> list[str]:
+    (value,) = unit_values(text, key)
     return exec_words(value)
 
 
 def node_env(service: Service, node: str) -> dict[str, str]:
     facts = SPARKS if service.cluster.name == "spark" else lab_facts()
-    return environment(files_of(service, service.cluster.node(node), facts[node])[NODE_ENV])
+    return environment(files_of(service, facts)[node][NODE_ENV])
 
 
 class TestTwoSparks:
     def test_the_head_runs_ray_and_vllm_and_the_worker_ray(self) -> None:
         assert [GUIDE.units_of(node) for node in SPARK.nodes] == [(RAY_HEAD, VLLM), (RAY_WORKER,)]
-        for node in SPARK.nodes:
-            names = {f"{name}.service" for name in GUIDE.units_of(node)}
-            assert {path.name for path in files_of(GUIDE, node, SPARKS[node.name])} == {*names, "node.env"}
+
+    def test_all_nodes_have_their_gpu_in_ray_before_vllm_starts(self) -> None:
+        asked = command(unit(GUIDE, "gx10-beee", VLLM), "ExecStartPre")
+        assert asked[2:] == ["-m", "serve.onnode.raynodes", "172.16.100.1:6379", "90", "172.16.100.1", "172.16.100.2"]
+
+    def test_ray_asks_for_the_clusters_token(self) -> None:
+        assert [node_env(GUIDE, node)["RAY_AUTH_MODE"] for node in ("gx10-beee", "gx10-c6fb")] == ["token"] * 2
+        for node, name in (("gx10-beee", RAY_HEAD), ("gx10-c6fb", RAY_WORKER), ("gx10-beee", VLLM)):
+            text = unit(GUIDE, node, name)
+            assert "LoadCredential=ray-token:/etc/sparkstack/credentials/ray-token" in text
+            assert "Environment=RAY_AUTH_TOKEN_PATH=%d/ray-token" in text
 
     def test_ray_is_on_the_fabric_on_both_nodes(self) -> None:
         head, worker = command(unit(GUIDE, "gx10-beee", RAY_HEAD)), command(unit(GUIDE, "gx10-c6fb", RAY_WORKER))
@@ -69,12 +61,14 @@ class TestTwoSparks:
         assert {"--num-gpus=1", "--num-cpus=2", "--object-store-memory=1073741824"} <= set(head) & set(worker)
 
     def test_vllm_has_the_guides_flags(self) -> None:
-        assert command(unit(GUIDE, "gx10-beee", VLLM))[1:] == [
+        words = command(unit(GUIDE, "gx10-beee", VLLM))
+        assert words[words.index("--") + 2 :] == [
             *("serve", "/home/gx10/models/Qwen2.5-32B-Instruct"),
             *("--served-model-name", "/home/gx10/models/Qwen2.5-32B-Instruct", "qwen2.5-32b"),
             *("--pipeline-parallel-size", "2", "--tensor-parallel-size", "1"),
             *("--distributed-executor-backend", "ray"),
             *("--host", "192.168.34.100", "--port", "8000"),
+            *("--middleware", "serve.onnode.guard.Guard", "--disable-uvicorn-access-log"),
             *("--enforce-eager", "--gpu-memory-utilization", "0.80", "--max-model-len", "4096"),
         ]
 
@@ -89,20 +83,33 @@ class TestTwoSparks:
         assert found["VLLM_USE_RAY_COMPILED_DAG_CHANNEL_TYPE"] == "shm"
         assert found["TRITON_PTXAS_PATH"] == "/usr/local/cuda/bin/ptxas"
 
+    def test_vllm_runs_below_its_watch_which_knows_where_and_what_to_ask(self) -> None:
+        words = command(unit(GUIDE, "gx10-beee", VLLM))
+        watch = ["--url", "http://192.168.34.100:8000", "--model", "/home/gx10/models/Qwen2.5-32B-Instruct"]
+        assert words[: words.index("--")] == [
+            *("/usr/bin/python3", "-s", "-m", "serve.onnode.engine", *watch, "--stall", "25")
+        ]
+        assert unit_values(unit(GUIDE, "gx10-beee", VLLM), "WatchdogSec") == ["25"]
+
     def test_the_management_address_is_the_apis_and_nothing_elses(self) -> None:
-        for node in SPARK.nodes:
-            for path, text in files_of(GUIDE, node, SPARKS[node.name]).items():
-                assert text.count("192.168.34.") == (1 if path.name == f"{VLLM}.service" else 0)
+        for files in files_of(GUIDE, SPARKS).values():
+            times = {path.name: text.count("192.168.34.") for path, text in files.items() if "192.168.34." in text}
+            lines = re.findall(r"(?:--host |--url http://)192.168.34.100", "".join(files.values()))
+            assert times.pop(WANTED.name) == 1
+            assert sum(times.values()) == len(lines)
 
     def test_what_differs_from_the_guide_is_noted_with_its_reason(self) -> None:
         notes = deviations(GUIDE, SPARKS)
         assert all(note.startswith("unlike the guide, ") and ": " in note for note in notes)
         for what in (
             "systemd units",
+            "supervisors on both nodes",
             "the API listens on 192.168.34.100",
             "dashboard is off",
             "2 CPUs and 1 GiB of object store",
+            "RAY_AUTH_MODE=token",
             "VLLM_HOST_IP",
+            "VLLM_PORT",
             "--node-ip-address",
             "held to enp1s0f0np0",
             "NCCL_IB_HCA=rocep1s0f0,roceP2p1s0f0",
@@ -185,9 +192,51 @@ def test_more_ranks_than_nodes_are_refused() -> None:
         service(profile=tiny().model_copy(update={"tensor_parallel": 2})).require_ranks()
 
 
-def test_an_executor_that_is_not_built_yet_is_refused() -> None:
-    with pytest.raises(ConfigError, match="the executor 'mp' is not built yet"):
-        service(profile=tiny().model_copy(update={"executor": "mp"})).units_of(local().head)
+class TestExecutorMp:
+    served = service(profile=tiny().model_copy(update={"executor": "mp"}))
+
+    def test_vllm_itself_spreads_over_the_nodes_by_the_fabric(self) -> None:
+        head, worker = vllm_argv(self.served), rank_argv(self.served, local().nodes[1])
+        place = ("--nnodes", "2", "--node-rank", "{}", "--master-addr", "198.18.100.1", "--master-port", "29501")
+        for argv, rank in ((head, "0"), (worker, "1")):
+            start = argv.index("--nnodes")
+            assert argv[start : start + 8] == tuple(word.format(rank) for word in place)
+        assert ("--headless" in head, "--headless" in worker) == (False, True)
+        assert not {"--host", "--port", "--middleware"} & set(worker), "a worker listens to nobody"
+
+    def test_a_worker_has_the_profiles_flags_as_the_head_has(self) -> None:
+        flags = tiny().flags
+        assert vllm_argv(self.served)[-len(flags) :] == rank_argv(self.served, local().nodes[1])[-len(flags) :] == flags
+
+    def test_no_variable_speaks_of_ray(self) -> None:
+        names = {name for node in ("lab-a", "lab-b") for name in node_env(self.served, node)}
+        assert not names & {"RAY_ADDRESS", "RAY_AUTH_MODE"}
+
+    def test_all_ranks_start_at_once(self) -> None:
+        assert self.served.stages == ({"lab-a": VLLM, "lab-b": RANK},)
+
+    def test_one_node_alone_needs_no_master(self) -> None:
+        alone = local().model_copy(update={"nodes": local().nodes[:1]})
+        argv = vllm_argv(replace(self.served, cluster=alone))
+        assert not {"--nnodes", "--master-addr"} & set(argv)
+
+
+def test_a_ray_that_knows_no_token_is_told_nothing_of_it() -> None:
+    ray = cpu().components["ray"].model_copy(update={"version": "2.51.1"})
+    older = cpu().model_copy(update={"components": {**cpu().components, "ray": ray}})
+    assert "RAY_AUTH_MODE" not in node_env(service(stack=older), "lab-a")
+    assert "ray-token" not in unit(service(stack=older), "lab-a", RAY_HEAD)
+
+
+def test_behind_tls_vllm_listens_on_the_heads_loopback_alone() -> None:
+    argv = vllm_argv(service(local().with_tls()))
+    assert argv[argv.index("--host") + 1] == "127.0.0.1"
+
+
+def test_ranks_start_in_stages_ray_first_and_vllm_last() -> None:
+    assert service().stages == ({"lab-a": RAY_HEAD}, {"lab-b": RAY_WORKER}, {"lab-a": VLLM})
+    alone = local().model_copy(update={"nodes": local().nodes[:1]})
+    assert service(alone).stages == ({"lab-a": RAY_HEAD}, {"lab-a": VLLM})
 
 
 def test_three_nodes_have_two_workers() -> None:
@@ -198,90 +247,3 @@ def test_three_nodes_have_two_workers() -> None:
         (RAY_WORKER,),
         (RAY_WORKER,),
     ]
-
-
-class TestQuoting:
-    @given(st.lists(TEXT, max_size=6))
-    def test_flags_come_back_as_they_were(self, flags: list[str]) -> None:
-        served = service(profile=tiny().model_copy(update={"flags": tuple(flags)}))
-        words = command(unit(served, "lab-a", VLLM))
-        assert words[len(words) - len(flags) :] == flags
-
-    @given(st.dictionaries(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True), TEXT, max_size=5))
-    def test_variables_come_back_as_they_were(self, variables: dict[str, str]) -> None:
-        served = service(profile=tiny().model_copy(update={"environment": variables}))
-        meant = environment_of(served, local().head, lab_facts()["lab-a"])
-        assert node_env(served, "lab-a") == meant
-        assert {name: meant[name] for name in variables if not name.endswith(("_IP", "_ADDRESS", "_IFNAME"))} == {
-            name: value for name, value in variables.items() if not name.endswith(("_IP", "_ADDRESS", "_IFNAME"))
-        }
-
-    @given(TEXT)
-    def test_each_word_alone(self, word: str) -> None:
-        assert exec_words(f"/bin/x {exec_word(word)}") == ["/bin/x", word]
-        assert environment(f"A={env_value('A', word)}\n") == {"A": word}
-
-    @given(st.text(max_size=10), st.characters(categories=("Cc",), exclude_characters="\t"), st.text(max_size=10))
-    def test_control_characters_are_refused(self, before: str, control: str, after: str) -> None:
-        for refused in (lambda: exec_word(before + control + after), lambda: env_value("A", before + control + after)):
-            with pytest.raises(ConfigError, match="holds a line break or another control character"):
-                refused()
-
-    @pytest.mark.parametrize(
-        ("word", "written"),
-        [
-            ("--port", "--port"),
-            ('{"mode":2}', "'{\"mode\":2}'"),
-            ("50%", "50%%"),
-            ("$HOME", "$$HOME"),
-            ("it's", '"it\'s"'),
-            ("a\\b", "'a\\\\b'"),
-            ("", "''"),
-            (";", "';'"),
-        ],
-    )
-    def test_words_are_written_as_plainly_as_can_be(self, word: str, written: str) -> None:
-        assert exec_word(word) == written
-
-
-class TestPresent:
-    facts = serving(service())
-
-    def test_the_same_files_are_present(self) -> None:
-        for node in local().nodes:
-            assert present(files_of(service(), node, self.facts[node.name]), self.facts[node.name])
-
-    @pytest.mark.parametrize("change", ["other content", "one less", "one more"])
-    def test_any_difference_is_none(self, change: str) -> None:
-        node, seen = local().head, self.facts["lab-a"]
-        files = dict(seen.files)
-        if change == "other content":
-            files[str(NODE_ENV)] += "A=1\n"
-        elif change == "one less":
-            del files[str(NODE_ENV)]
-        else:
-            files[str(UNIT_FOLDER / f"{RAY_WORKER}.service")] = ""
-        assert not present(files_of(service(), node, seen), replace(seen, files=files))
-
-
-@pytest.mark.processes
-def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not on this host")
-    cluster = local().model_copy(update={"root": tmp_path / "sparkstack", "user": "root"})
-    served = service(cluster)
-    bin_folder = tmp_path / "sparkstack/releases" / served.release / "venv/bin"
-    bin_folder.mkdir(parents=True)
-    for name in ("ray", "vllm"):
-        (bin_folder / name).write_text("#!/bin/sh\n")
-        (bin_folder / name).chmod(0o755)
-    written: dict[str, Path] = {}
-    for node in cluster.nodes:
-        for path, text in files_of(served, node, lab_facts()[node.name]).items():
-            if path.parent == PurePosixPath(UNIT_FOLDER):
-                written[path.name] = tmp_path / path.name
-                written[path.name].write_text(text)
-    assert len(written) == 3
-    done = run(["systemd-analyze", "verify", "--man=no", *map(str, written.values())], check=False)
-    ours = [line for line in (done.out + done.err).splitlines() if "sparkstack" in line]
-    assert not ours, "\n".join(ours)

@@ -8,25 +8,18 @@ from typing import Any
 
 import httpx
 
-from core.config import Cluster
-from core.errors import NotServing, UsageError
+from core.errors import AuthenticationRefused, NotServing, SparkstackError
+from serve.api.endpoint import Endpoint
 
 TIMEOUT = httpx.Timeout(10, read=300)
 """Seconds; a loaded pair may take long for the first token (the guide's P99 is over 12 s)."""
 
 
-def ask(cluster: Cluster, model: str, prompt: str, on_piece: Callable[[str], None]) -> dict[str, Any]:
+def ask(endpoint: Endpoint, model: str, prompt: str, on_piece: Callable[[str], None]) -> dict[str, Any]:
     """Ask for a completion at temperature 0; hand on each piece; return {"answer", "finish_reason", "model"}.
 
-    Raises NotServing when there is no API or no token, UsageError when the API listens on the head's loopback only.
+    Raises NotServing when there is no API or no token, AuthenticationRefused when the key is not the API's.
     """
-    if cluster.api.listen == "loopback" and not cluster.head.local:
-        port = cluster.api.port
-        raise UsageError(
-            "the API listens on the head's own loopback only",
-            node=cluster.head.name,
-            next_move=f"open a tunnel: ssh -L {port}:127.0.0.1:{port} {cluster.user}@{cluster.head.management}",
-        )
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -35,23 +28,25 @@ def ask(cluster: Cluster, model: str, prompt: str, on_piece: Callable[[str], Non
         "stream": True,
     }
     try:
-        return _streamed(f"{cluster.api_url}/chat/completions", body, on_piece)
+        return _streamed(endpoint, body, on_piece)
     except httpx.HTTPError as error:
         raise NotServing(
-            f"no answer from {cluster.api_url}: {error or type(error).__name__}",
-            node=cluster.head.name,
+            f"no answer from {endpoint.url}: {error or type(error).__name__}",
+            node=endpoint.node,
             next_move="invoke status shows what runs; invoke serve starts it",
         ) from error
 
 
-def _streamed(url: str, body: dict[str, Any], on_piece: Callable[[str], None]) -> dict[str, Any]:
+def _streamed(endpoint: Endpoint, body: dict[str, Any], on_piece: Callable[[str], None]) -> dict[str, Any]:
     pieces: list[str] = []
     finish = None
-    # trust_env off: a proxy of the environment has no business between us and our own machines
-    with httpx.Client(timeout=TIMEOUT, trust_env=False) as client, client.stream("POST", url, json=body) as reply:
+    with (
+        # trust_env off: a proxy of the environment has no business between us and our own machines
+        httpx.Client(timeout=TIMEOUT, trust_env=False, verify=endpoint.verification()) as client,
+        client.stream("POST", f"{endpoint.url}/chat/completions", headers=_headers(endpoint), json=body) as reply,
+    ):
         if reply.status_code != httpx.codes.OK:
-            text = reply.read().decode(errors="replace")
-            raise NotServing(f"the API answered {reply.status_code}", next_move="invoke logs", evidence=text[:500])
+            raise _refused(endpoint, reply.status_code, reply.read().decode(errors="replace"))
         for line in reply.iter_lines():
             choice = parse(line)
             piece = (choice.get("delta") or {}).get("content") or ""
@@ -59,8 +54,21 @@ def _streamed(url: str, body: dict[str, Any], on_piece: Callable[[str], None]) -
             pieces.append(piece)
             on_piece(piece)
     if not any(pieces):
-        raise NotServing("the API answered without a token", next_move="invoke logs")
+        raise NotServing("the API answered without a token", node=endpoint.node, next_move="invoke logs")
+    if finish is None:  # a proxy may end what was cut off behind it as if it were whole
+        raise NotServing("the answer broke off", node=endpoint.node, next_move="invoke logs")
     return {"answer": "".join(pieces), "finish_reason": finish, "model": body["model"]}
+
+
+def _headers(endpoint: Endpoint) -> dict[bytes, bytes]:
+    return {b"Authorization": b"Bearer " + endpoint.key.encode()}
+
+
+def _refused(endpoint: Endpoint, code: int, text: str) -> SparkstackError:
+    if code == httpx.codes.UNAUTHORIZED:
+        next_move = "invoke key.show prints the key; is SPARKSTACK_API_KEY set to another?"
+        return AuthenticationRefused("the API does not know this key", node=endpoint.node, next_move=next_move)
+    return NotServing(f"the API answered {code}", node=endpoint.node, next_move="invoke logs", evidence=text[:500])
 
 
 def parse(line: str) -> Mapping[str, Any]:

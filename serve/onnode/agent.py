@@ -1,0 +1,106 @@
+"""One node's hands: starts and stops its units as it is ordered, and reports how they are."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve.onnode import memory, reasons, shm
+from serve.onnode.decide import DOWN, Order, Seen, Unit
+from serve.onnode.wanted import Wanted
+
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+class Agent:
+    """Obeys orders on one node. A unit is started once an order: what ends is not started again by itself."""
+
+    def __init__(self, wanted: Wanted, serial: int) -> None:
+        self._wanted = wanted
+        self._serial = serial
+        self._units = wanted.units_of(wanted.node)
+        self._started: set[str] = set(self._units) if serial else set()
+        self._notes: dict[str, str] = {}
+        self._whys: dict[str, str] = {}
+        """Invocation of a unit that has ended to why it did: its journal is read once."""
+
+    def report(self, now: float) -> Seen:
+        """Look at the units and the memory."""
+        shows = reasons.shows(_out("systemctl", "show", *self._names(), "-p", ",".join(reasons.PROPERTIES)))
+        units = {name: self._unit(shows.get(name, {})) for name in self._units}
+        notes, started = tuple(self._notes.values()), frozenset(self._started)
+        return Seen(now, self._wanted.generation, self._serial, units, memory.available(), started, notes)
+
+    def obey(self, order: Order) -> None:
+        """Bring the units to what is ordered; an order of another generation is none of ours."""
+        if order.generation != self._wanted.generation:
+            return
+        if order.serial != self._serial:
+            self._serial = order.serial
+            self._started = set()
+        over = [name for name in self._units if name not in order.run]
+        if over:
+            self.kill(over)
+        for name in self._units:
+            if name in order.run and name not in self._started:
+                self._start(name)
+
+    def kill(self, names: Sequence[str] = ()) -> None:
+        """End units at once: they are of no use without the others, and their clients wait."""
+        names = names or self._units
+        shows = reasons.shows(_out("systemctl", "show", *self._names(), "-p", ",".join(reasons.PROPERTIES)))
+        for name in names:
+            if reasons.active(shows.get(name, {})) not in DOWN:
+                _out("systemctl", "kill", "--signal=SIGKILL", f"{name}.service")
+                _out("systemctl", "stop", "--no-block", f"{name}.service")
+
+    def end(self) -> None:
+        """End the units in order, the API first, and wait for it."""
+        for name in reversed(self._units):
+            _out("systemctl", "stop", f"{name}.service")
+
+    def _names(self) -> list[str]:
+        return [f"{name}.service" for name in self._units]
+
+    def _start(self, name: str) -> None:
+        if not self._started:
+            self._prepare()
+        self._started.add(name)
+        _out("systemctl", "reset-failed", f"{name}.service")
+        _out("systemctl", "start", "--no-block", f"{name}.service")
+
+    def _prepare(self) -> None:
+        """Make room: what killed ranks have left, and the page cache, which vLLM may take for memory in use."""
+        self._notes.clear()
+        swept = shm.sweep(pwd.getpwnam(self._wanted.user).pw_uid)
+        if swept:
+            self._notes["shm"] = f"removed {len(swept)} segments of shared memory that a killed rank left"
+        os.sync()
+        try:
+            DROP_CACHES.write_text("3\n", encoding="ascii")
+        except OSError as error:
+            self._notes["cache"] = f"page cache not dropped: {error.strerror}"
+
+    def _unit(self, show: dict[str, str]) -> Unit:
+        state = reasons.active(show)
+        return Unit(state, self._why(show) if state in DOWN and show.get("InvocationID") else "")
+
+    def _why(self, show: dict[str, str]) -> str:
+        run = show["InvocationID"]
+        if run not in self._whys:
+            self._whys = {**self._whys, run: reasons.how(show) or reasons.real_error(_journal(run))}
+        return self._whys[run]
+
+
+def _journal(invocation: str) -> str:
+    return _out("journalctl", f"_SYSTEMD_INVOCATION_ID={invocation}", "-o", "cat", "--no-pager", "-n", "2000")
+
+
+def _out(*argv: str) -> str:
+    """Return what a command printed; it reports by its output, and a failure shows in the next look."""
+    own = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}  # ours alone speaks to systemd
+    done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=120, check=False, env=own)
+    return done.stdout

@@ -1,0 +1,183 @@
+"""Keeps the service up on this node: decides on the head, obeys on a worker (`python3 -m serve.onnode.supervisor`).
+
+Nothing here needs the controller: it goes on while that is off, and after each boot. Told to end, it ends what it has
+started; killed and started again, it goes on with what runs.
+"""
+
+from __future__ import annotations
+
+import json
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from serve.onnode import decide, link, record
+from serve.onnode.agent import Agent
+from serve.onnode.decide import Order, Phase, State
+from serve.onnode.notify import notify
+from serve.onnode.wanted import CREDENTIALS, SERVICE, Wanted, parse
+
+TURN = 0.5
+"""Seconds between two looks."""
+WRITTEN = 2.0
+"""Seconds after which the state is written down again, changed or not: its age tells that it is alive."""
+HOOK = 60
+"""Seconds that the hook may take."""
+
+
+class Head:
+    """The supervisor that decides."""
+
+    def __init__(self, wanted: Wanted, secret: bytes, text: str) -> None:
+        self._wanted, self._secret = wanted, secret
+        now = time.time()
+        found = record.state(text, wanted.generation)
+        self._state = found or decide.first(now, serial=int(now))
+        self._agent = Agent(wanted, self._state.serial if found else 0)
+        self._patience = now + (wanted.limits.lost if found else 0)
+        self._desk = link.Desk()
+        self._server: link.Server | None = None
+
+    def turn(self) -> dict[str, Any]:
+        """Look, decide, act; return the state to write down."""
+        trouble = self._listen()
+        now = time.time()
+        own = self._agent.report(now)
+        seen = {**self._desk.reports(), self._wanted.node: own}
+        if now >= self._patience or set(seen) >= set(self._wanted.nodes):
+            self._move(decide.step(self._state, self._wanted, seen, now))
+        orders = {node: decide.order_for(self._state, self._wanted, node) for node in self._wanted.nodes}
+        self._desk.publish(orders)
+        self._agent.obey(orders[self._wanted.node])
+        data = record.head(self._state, self._wanted, seen, now)
+        return {**data, "reason": trouble} if trouble else data
+
+    def _move(self, after: State) -> None:
+        before, self._state = self._state, after
+        if (before.phase, before.reason) != (after.phase, after.reason):
+            say(f"{after.phase}: {after.reason}")
+        if after.phase is Phase.GIVEN_UP is not before.phase and self._wanted.hook:
+            data = record.head(after, self._wanted, {}, time.time())
+            Thread(target=run_hook, args=(self._wanted, data), daemon=True).start()
+
+    def _listen(self) -> str:
+        """Open the door for the workers; the address may not be there yet while the machine boots."""
+        if self._server is not None or len(self._wanted.nodes) == 1:
+            return ""
+        address = (self._wanted.addresses[self._wanted.node], self._wanted.port)
+        try:
+            self._server = link.Server(address, self._secret, self._desk)
+        except OSError as error:
+            return f"{address[0]} port {address[1]} cannot be listened at: {error.strerror}"
+        return ""
+
+    def end(self) -> None:
+        """End this node's units."""
+        self._agent.end()
+
+
+class Worker:
+    """The supervisor that obeys."""
+
+    def __init__(self, wanted: Wanted, secret: bytes, text: str) -> None:
+        self._wanted = wanted
+        head = (wanted.addresses[wanted.head], wanted.port)
+        self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
+        self._agent = Agent(wanted, record.serial(text, wanted.generation))
+        self._heard = self._since = time.time()
+        self._alone = ""
+
+    def turn(self) -> dict[str, Any]:
+        """Report, obey; without a head for too long, end what runs. Return the state to write down."""
+        seen = self._agent.report(time.time())
+        try:
+            self._agent.obey(self._caller.exchange(link.report_message(self._wanted.node, seen)))
+            self._heard, why = time.time(), ""
+        except link.Broken as broken:
+            why = f"no word from {self._wanted.head}: {broken}"
+            if time.time() - self._heard > self._wanted.limits.lost:
+                self._agent.obey(Order(self._wanted.generation, seen.serial))
+        now = time.time()
+        if bool(why) != bool(self._alone):
+            self._since = now
+            say(why or f"obeys {self._wanted.head}")
+        self._alone = why
+        return record.worker(self._wanted, seen, why, now, self._since)
+
+    def end(self) -> None:
+        """End this node's units."""
+        self._agent.end()
+
+
+def say(text: str) -> None:
+    """Print a line to the journal."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def run_hook(wanted: Wanted, data: dict[str, Any]) -> None:
+    """Tell the owner's program that the service was given up, as the service's user; its end is its own matter."""
+    user = pwd.getpwnam(wanted.user)
+    try:
+        done = subprocess.run(
+            wanted.hook,
+            input=json.dumps(data),
+            text=True,
+            errors="replace",
+            capture_output=True,
+            timeout=HOOK,
+            check=False,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user.pw_dir},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        say(f"the hook {wanted.hook[0]} could not be run to its end: {error}")
+        return
+    said = (done.stderr or done.stdout).strip().splitlines()
+    say(f"the hook {wanted.hook[0]} ended with {done.returncode}" + (f": {said[-1]}" if said else ""))
+
+
+def keep(data: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Write the state down where it has changed or is old; return what lies there now. A full disk stops nothing."""
+    volatile = {"at", "nodes"}
+    changed = {key: value for key, value in data.items() if key not in volatile} != {
+        key: value for key, value in before.items() if key not in volatile
+    }
+    if not changed and data["at"] - before.get("at", 0) < WRITTEN:
+        return before
+    try:
+        record.write(record.STATE, json.dumps(data) + "\n")
+        record.write(record.METRICS, record.metrics(data))
+    except OSError as error:
+        say(f"the state cannot be written down: {error}")
+    return data
+
+
+def main() -> None:
+    """Turn until told to end."""
+    wanted = parse(SERVICE.read_text(encoding="utf-8"))
+    secret = Path(CREDENTIALS / "link-key").read_text(encoding="ascii").strip().encode()
+    text = record.STATE.read_text(encoding="utf-8") if record.STATE.exists() else ""
+    over = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    side: Head | Worker = (Head if wanted.node == wanted.head else Worker)(wanted, secret, text)
+    notify("READY=1")
+    before: dict[str, Any] = {}
+    while not over.is_set():
+        before = keep(side.turn(), before)
+        notify("WATCHDOG=1", f"STATUS={before['phase']}: {before['reason']}"[:200])
+        over.wait(TURN)
+    notify("STOPPING=1", "STATUS=ends what it started")
+    side.end()
+
+
+if __name__ == "__main__":
+    main()
