@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,11 @@ from tests.beforehand import WHEELS, Beforehand
 from tests.machines.checkout import Checkout, copy_project
 from tests.machines.command_line import CommandLine
 from tests.machines.harness import CLUSTER, Lab
+from tests.machines.serving import Service, bring_up
 from tests.machines.small import Small, forget_small, make_small
 from wheels.manifest import Manifest
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +100,42 @@ def small(lab: Lab, small_made: Small) -> Small:  # noqa: ARG001 (they have to r
     """Both machines with the old release in use, whatever the test before left."""
     small_made.reset()
     return small_made
+
+
+@pytest.fixture
+def model(deployed: str, invoke: CommandLine) -> str:
+    """Both nodes have the release and the tiny model."""
+    invoke.works("lab.model")
+    return deployed
+
+
+@pytest.fixture
+def serving_with(lab: Lab, invoke: CommandLine, request: pytest.FixtureRequest) -> Callable[[str], Service]:
+    """Return what brings the service up under an executor; where it serves so already, nothing is done.
+
+    All tests of serve/ share the one that runs: a start takes most of a minute.
+    """
+    return lambda executor: bring_up(lab, invoke, executor, lambda: request.getfixturevalue("model"))
+
+
+TURNS = (
+    *("test_serving.py", "test_serve_doors.py", "test_serve_faults.py ray", "test_serve_change.py"),
+    *("test_serve_faults.py mp", "test_serve_load.py", "test_serve_supervision.py", "test_serve_given_up.py"),
+)
+"""Tests that share one service, in the order that needs the fewest starts: Ray first, then mp, then none."""
+
+
+def _turn(item: pytest.Item) -> str:
+    executor = item.callspec.params["executor"] if item.path.name == "test_serve_faults.py" else ""  # type: ignore[attr-defined]
+    return f"{item.path.name} {executor}".strip()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the tests that share a service into their order, in the places that they have among all others."""
+    places = [number for number, item in enumerate(items) if item.path.parent == HERE and _turn(item) in TURNS]
+    ordered = sorted((items[number] for number in places), key=lambda item: TURNS.index(_turn(item)))
+    for number, item in zip(places, ordered, strict=True):
+        items[number] = item
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,93 +1,31 @@
-"""The service on two machines: interrupted at its start, answering, on the right network, kept up, and ended."""
+"""The service under Ray on two machines: its answers, network and logs, and deployments that leave it alone."""
 
 from __future__ import annotations
 
 import json
 import re
 import socket
-import time
+from collections.abc import Callable
 
-import httpx
 import pytest
 
 from core.config import ROOT
 from lab.demo import QUESTION
 from lab.model import expected_answer
+from serve.files import closed_ports
 from tests.machines.checkout import Checkout
-from tests.machines.command_line import CommandLine, assert_interrupted, assert_refused
+from tests.machines.command_line import CommandLine, assert_refused
 from tests.machines.harness import Lab
+from tests.machines.serving import RAY, UNITS, A, B, Service, active, processes
 from tests.machines.test_release import filled_disk
 
 pytestmark = pytest.mark.machines
 
-A, B = "test-a", "test-b"
-UNITS = {A: {"ray-head", "vllm"}, B: {"ray-worker"}}
-OURS = re.compile(r"/opt/sparkstack/|ray::|raylet|gcs_server|VLLM::")
-
-
-def token(lab: Lab) -> bool:
-    """Say whether the API gives a token."""
-    body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
-    try:
-        with httpx.Client(trust_env=False, timeout=30) as client:
-            reply = client.post(f"{lab.cluster.api_url}/chat/completions", json=body)
-    except httpx.HTTPError:
-        return False
-    return bool(reply.status_code == 200 and reply.json()["usage"]["completion_tokens"])
-
 
 @pytest.fixture
-def model(deployed: str, invoke: CommandLine) -> str:
-    """Both nodes have the release and the tiny model."""
-    invoke.works("lab.model")
-    return deployed
-
-
-@pytest.fixture
-def serving(lab: Lab, request: pytest.FixtureRequest) -> CommandLine:
-    """The service gives tokens, whatever the test before did to it."""
-    invoke: CommandLine = request.getfixturevalue("invoke")
-    if not token(lab):
-        request.getfixturevalue("model")
-        invoke.works("serve")
-    return invoke
-
-
-def active(lab: Lab, name: str) -> set[str]:
-    """Return our units that run on a machine."""
-    lines = lab.output(name, "systemctl list-units --plain --no-legend --state=active 'sparkstack-*'").splitlines()
-    return {line.split()[0].removeprefix("sparkstack-").removesuffix(".service") for line in lines}
-
-
-def processes(lab: Lab, name: str) -> list[str]:
-    """Return the command lines of our processes on a machine."""
-    return [line for line in lab.output(name, "ps -eww -o args=").splitlines() if OURS.search(line)]
-
-
-@pytest.mark.usefixtures("model")
-def test_ctrl_c_while_ray_gathers_its_nodes(lab: Lab, invoke: CommandLine) -> None:
-    with invoke.begin("serve") as started:
-        started.says("check the Ray cluster")
-        time.sleep(1)
-        started.interrupt()
-        assert_interrupted(started.ended())
-    assert active(lab, A) | active(lab, B) <= {"ray-head", "ray-worker"}
-
-
-@pytest.mark.usefixtures("model")
-def test_ctrl_c_while_the_first_token_is_waited_for_leaves_what_runs_and_serve_waits_on(
-    lab: Lab, invoke: CommandLine
-) -> None:
-    with invoke.begin("serve") as started:
-        started.says("first token")
-        time.sleep(2)
-        started.interrupt()
-        assert_interrupted(started.ended())
-    assert {name: active(lab, name) for name in (A, B)} == UNITS
-    done = invoke.works("serve")
-    assert "wait for the first token" in done.err
-    assert "start sparkstack" not in done.err
-    assert token(lab)
+def serving(serving_with: Callable[[str], Service]) -> CommandLine:
+    """The command line, with Ray's service up, whatever the test before did to it."""
+    return serving_with(RAY).invoke
 
 
 def test_the_answer_is_the_one_that_was_taught(serving: CommandLine) -> None:
@@ -126,7 +64,7 @@ def test_status_shows_two_nodes_whose_ray_is_up_and_that_it_serves(lab: Lab, ser
     assert {
         node["name"]: {unit.removeprefix("sparkstack-") for unit, state in node["units"].items() if state == "active"}
         for node in seen["nodes"]
-    } == {name: {"supervisor", *units} for name, units in UNITS.items()}
+    } == UNITS[RAY]
     table = serving.works("status").out
     assert "\nserving since " in table
     assert [name for name in (A, B) if name not in table] == []
@@ -174,6 +112,12 @@ def test_only_ssh_and_the_api_can_be_reached_over_management(lab: Lab, serving: 
     """What docs/ports.md says: a few of Ray's ports listen on every interface, and the firewall keeps them closed."""
     assert serving
     cluster = lab.cluster
+    closed = {
+        port
+        for word in closed_ports(cluster)
+        for first, _, last in [word.partition("-")]
+        for port in range(int(first), int(last or first) + 1)
+    }
     for name in (A, B):
         node = cluster.node(name)
         listeners = {tuple(line.split()[3].rsplit(":", 1)) for line in lab.output(name, "ss -Hltn").splitlines()}
@@ -189,12 +133,7 @@ def test_only_ssh_and_the_api_can_be_reached_over_management(lab: Lab, serving: 
             str(node.fabric),
             str(node.management),
         }
-        named = {
-            port
-            for port in everywhere
-            if port in range(cluster.ray_port, cluster.ray_port + 3) or 10002 <= port <= 19999
-        }
-        assert len(everywhere - named) <= 1, f"{name}: {everywhere - named} (PyTorch's store on the head, nothing else)"
+        assert everywhere <= closed, f"{name}: {sorted(everywhere - closed)} are open to all, and nothing closes them"
         assert [port for port in sorted(everywhere) if opens(str(node.management), port)] == []
         assert everywhere, "Ray listens on the fabric address only: docs/ports.md has to say so"
 
@@ -235,7 +174,7 @@ def test_deployments_that_fail_leave_the_service_serving(lab: Lab, serving: Comm
     done = another.works("deploy")
     assert "is damaged there and comes again" in done.err
     assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
-    assert {name: active(lab, name) for name in (A, B)} == UNITS
+    assert {name: active(lab, name) for name in (A, B)} == UNITS[RAY]
 
 
 def another_release(checkout: Checkout, lab: Lab) -> CommandLine:
@@ -246,25 +185,3 @@ def another_release(checkout: Checkout, lab: Lab) -> CommandLine:
     source.write_text(source.read_text(encoding="utf-8") + "\n# another build\n", encoding="utf-8")
     invoke.works("build-wheels", f"--stack={lab.cluster.stack}")
     return invoke
-
-
-def test_restart_begins_anew_with_the_release_in_use(lab: Lab, serving: CommandLine) -> None:
-    pid = "systemctl show --property=MainPID --value sparkstack-vllm"
-    before = lab.output(A, pid)
-    serving.works("restart")
-    assert lab.output(A, pid) not in (before, "0")
-    release = lab.output(A, "basename $(readlink /opt/sparkstack/current)")
-    assert [line for line in processes(lab, A) if "bin/vllm serve" in line and f"/{release}/" in line]
-    assert serving.works("chat", QUESTION).out == f"{expected_answer(QUESTION)}\n"
-
-
-def test_stop_leaves_no_process_on_any_node_and_says_so(lab: Lab, serving: CommandLine) -> None:
-    assert processes(lab, A)
-    assert processes(lab, B)
-    done = serving.works("stop")
-    assert "no process of ours is left on test-a, test-b" in done.out
-    assert [processes(lab, name) for name in (A, B)] == [[], []]
-    assert [lab.output(name, "systemctl --failed --plain --no-legend") for name in (A, B)] == ["", ""]
-    again = serving.works("stop")
-    assert again.out.splitlines() == ["nothing to do", "no process of ours is left on test-a, test-b"]
-    assert_refused(serving("chat", QUESTION), 40, f"{A}: ", "invoke serve")
