@@ -59,6 +59,8 @@ class Write(Common):
     mode: int = 0o644
     secret: bool = False
     """The content is shown nowhere."""
+    code: bool = False
+    """The content is a program of ours: people read it where it is from, programs in --json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,16 +280,16 @@ def _step_lines(step: Step, *, contents: bool) -> list[str]:
     command = shortened(command_of(step, whole=False)).replace("\n", "\n        ")
     if command:
         lines.append(f"      $ {command}")
-    if contents and isinstance(step, Write) and not step.secret:
+    if contents and isinstance(step, Write) and not (step.secret or step.code):
         lines += _content_lines(step.content.splitlines())
     return lines
 
 
-def _content_lines(content: list[str], most: int = 40, width: int = 160) -> list[str]:
+def _content_lines(content: list[str], most: int = 100, width: int = 160) -> list[str]:
     """Show a file's lines; of a list too long to read the beginning, and many hashes in a line are counted."""
     content = [_HASHES.sub(lambda found: f" ({found[0].count(':')} hashes)", line) for line in content]
     shown = [f"      | {line if len(line) <= width else line[:width] + '…'}" for line in content]
-    kept = most // 4
+    kept = 10
     return (
         shown if len(shown) <= most else [*shown[:kept], f"      | … {len(shown) - kept} more lines, whole in --json"]
     )

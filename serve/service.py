@@ -18,7 +18,7 @@ from serve.api.keys import Secrets, credential_steps
 from serve.api.tls import UNIT, require_proxy
 from serve.cluster import Service
 from serve.deviations import deviations
-from serve.files import PACKAGES, WANTED, files_of, lacking, present, stale
+from serve.files import CODE, PACKAGES, WANTED, files_of, lacking, present, stale
 from serve.musts import doubts, require_musts
 from serve.stopping import stop_stages
 
@@ -198,7 +198,16 @@ def _linger(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Step]:
 
 
 def _write(node: Node, path: PurePosixPath, content: str, why: str) -> Write:
-    return Write(node=node.name, title=f"write {path.name}", reason=why, path=path, content=content, privileged=True)
+    title = f"write {path.relative_to(CODE)}" if path.is_relative_to(CODE) else f"write {path.name}"
+    return Write(
+        node=node.name,
+        title=title,
+        reason=why,
+        path=path,
+        content=content,
+        code=path.is_relative_to(CODE),
+        privileged=True,
+    )
 
 
 def _root(node: Node, title: str, reason: str, argv: tuple[str, ...]) -> Run:

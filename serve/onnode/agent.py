@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from serve.onnode import memory, reasons, shm
@@ -16,13 +16,16 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 class Agent:
-    """Obeys orders on one node. A unit is started once an order: what ends is not started again by itself."""
+    """Obeys orders on one node. A unit is started once an order: what ends is not started again by itself.
 
-    def __init__(self, wanted: Wanted, serial: int) -> None:
+    ``serial`` and ``started`` are where the supervisor before it was, if that was killed.
+    """
+
+    def __init__(self, wanted: Wanted, serial: int, started: Iterable[str] = ()) -> None:
         self._wanted = wanted
         self._serial = serial
         self._units = wanted.units_of(wanted.node)
-        self._started: set[str] = set(self._units) if serial else set()
+        self._started = set(started)
         self._notes: dict[str, str] = {}
         self._whys: dict[str, str] = {}
         """Invocation of a unit that has ended to why it did: its journal is read once."""

@@ -6,7 +6,7 @@ waited for, and all of it starts again, each time a little later, until it is gi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -15,7 +15,8 @@ from serve.onnode.wanted import Wanted
 KEPT = 20
 """Failures that the state remembers."""
 SAME = 2
-"""Failures with one and the same reason after which a service that has never served is given up."""
+"""Failures with one and the same reason after which a service that has never served is given up; a node that is silent
+is none of these: it tells nothing of what is wanted."""
 UP = ("active", "reloading", "refreshing")
 DOWN = ("inactive", "failed")
 
@@ -130,8 +131,8 @@ def _waiting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float)
 
 
 def _stopping(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> State:
-    here = [node for node in wanted.nodes if node not in _absent(wanted, seen, now)]
-    if any(seen[node].serial != state.serial or not _all(seen[node], DOWN) for node in here):
+    absent = _absent(wanted, seen, now)
+    if not all(_ended(state, seen[node]) for node in wanted.nodes if node not in absent):
         return state
     if state.over:
         return _turn(state, Phase.GIVEN_UP, now, state.reason)
@@ -142,6 +143,9 @@ def _resting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float)
     absent = _absent(wanted, seen, now)
     if absent:
         return _turn(state, Phase.WAITING, now, f"{', '.join(absent)} has not reported")
+    if not all(_ended(state, seen[node]) for node in wanted.nodes):
+        # it was away while the others ended, and is back before it has noticed
+        return _turn(state, Phase.STOPPING, now, state.reason)
     if now < state.not_before:
         return state
     short = list(_short(wanted, seen))
@@ -157,7 +161,7 @@ def _resting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float)
 def _starting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> State:
     trouble = list(_trouble(state, wanted, seen, now, DOWN))
     if trouble:
-        return _failed(state, wanted, now, "; ".join(trouble))
+        return _failed(state, wanted, now, "; ".join(trouble), silent=bool(_absent(wanted, seen, now)))
     if now - state.since > wanted.limits.start:
         slow = ", ".join(_not_up(state, wanted, seen))
         return _failed(state, wanted, now, f"{slow} was not ready within {wanted.limits.start:g} s")
@@ -200,11 +204,11 @@ def _not_up(state: State, wanted: Wanted, seen: Mapping[str, Seen]) -> Iterator[
                 yield f"{node}: {name}"
 
 
-def _failed(state: State, wanted: Wanted, now: float, reason: str) -> State:
+def _failed(state: State, wanted: Wanted, now: float, reason: str, *, silent: bool = False) -> State:
     """Count a failure: end everything, then rest for longer than the last time, or give up."""
     failure = Failure(now, reason)
     row = (*state.row, failure)
-    alike = [one.reason for one in row[-SAME:]] == [reason] * SAME and state.served is None
+    alike = len(row) >= SAME and _in_common(row[-SAME:]) and state.served is None and not silent
     over = alike or len(row) >= wanted.limits.attempts
     delays = wanted.limits.delays
     return replace(
@@ -218,6 +222,12 @@ def _failed(state: State, wanted: Wanted, now: float, reason: str) -> State:
         row=row,
         failures=(*state.failures, failure)[-KEPT:],
     )
+
+
+def _in_common(failures: Iterable[Failure]) -> bool:
+    """Whether one of their causes is the same in all: what ends because of it may not be the same each time."""
+    causes = [set(one.reason.split("; ")) for one in failures]
+    return bool(set.intersection(*causes))
 
 
 def _absent(wanted: Wanted, seen: Mapping[str, Seen], now: float) -> list[str]:
@@ -236,8 +246,9 @@ def _short(wanted: Wanted, seen: Mapping[str, Seen]) -> Iterator[str]:
             yield f"{node} has {seen[node].memory / 2**30:.1f} of {needed / 2**30:.1f} GiB"
 
 
-def _all(seen: Seen, states: tuple[str, ...]) -> bool:
-    return all(unit.active in states for unit in seen.units.values())
+def _ended(state: State, seen: Seen) -> bool:
+    """Whether a node has had the order to end everything, and nothing of it runs any more."""
+    return seen.serial == state.serial and all(unit.active in DOWN for unit in seen.units.values())
 
 
 def _because(state: State, reason: str) -> State:

@@ -71,7 +71,7 @@ class Line:
             raise Broken(str(error) or "it says nothing") from error
         proof, _, body = line.rstrip(b"\n").partition(b" ")
         if not line.endswith(b"\n"):
-            raise Broken("it hung up" if not line else "its message is too long")
+            raise Broken("its message is too long" if len(line) >= LONGEST else "it hung up")
         if not hmac.compare_digest(proof, _proof(key, place, body)):
             raise Broken("it does not know the cluster's secret")
         try:
@@ -140,12 +140,17 @@ class Desk:
             self._turned.notify_all()
 
     def hand_in(self, node: str, seen: Seen) -> Order | None:
-        """Keep a report, and return the order that was decided with it in sight; None for a node that is not ours."""
+        """Keep a report, and return the order that was decided with it in sight; None for a node that is not ours.
+
+        Where the head takes too long for a turn: the order that the node has already, or None.
+        """
         with self._turned:
             self._reports[node] = seen
             after = self._turn + 2  # the turn that is under way may have begun before
-            self._turned.wait_for(lambda: self._turn >= after, SILENCE)
-            return self._orders.get(node)
+            decided = self._turned.wait_for(lambda: self._turn >= after, SILENCE)
+            order = self._orders.get(node)
+            had = order is not None and (order.generation, order.serial) == (seen.generation, seen.serial)
+            return order if decided or had else None
 
 
 class Server(socketserver.ThreadingTCPServer):

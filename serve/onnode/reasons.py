@@ -19,6 +19,9 @@ def real_error(log: str) -> str:
     telling = [line for line in lines if "See root cause above" not in line and "Engine core proc" not in line]
     tools = r"(Check failed: .+|\w+ fatal +: .+|.*error while loading shared libraries.*|[\w ]+: error: .+)"
     other = re.findall(tools, log)
+    detail = re.search(r"^.*?(Value error, .+?)(?: \[type=|$)", log, re.MULTILINE)  # pydantic says it on the next line
+    if telling and detail and "validation error" in telling[0]:
+        telling = [f"{telling[0].split(': ')[0]}: {detail[1]}"]
     last = (log.strip().splitlines() or ["it left no line in the journal"])[-1]
     return str((telling or other or lines or [last])[0]).strip()[:LONGEST]
 

@@ -26,6 +26,7 @@ def head(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> 
         "since": state.since,
         "attempt": state.attempt,
         "serial": state.serial,
+        "started": _started(seen.get(wanted.node), state.serial),
         "stage": state.stage,
         "not_before": state.not_before,
         "reason": state.reason,
@@ -48,10 +49,16 @@ def worker(wanted: Wanted, seen: Seen, alone: str, now: float, since: float) -> 
         "phase": "alone" if alone else "obeying",
         "since": since,
         "serial": seen.serial,
+        "started": sorted(seen.started),
         "reason": alone,
         "failures": [],
         "nodes": {wanted.node: _node(seen, now)},
     }
+
+
+def _started(seen: Seen | None, serial: int) -> list[str]:
+    """Return what was started by this order; a report from before it knows another's."""
+    return sorted(seen.started) if seen is not None and seen.serial == serial else []
 
 
 def _node(seen: Seen | None, now: float) -> dict[str, Any]:
@@ -88,13 +95,18 @@ def state(text: str, generation: str) -> State | None:
         return None
 
 
-def serial(text: str, generation: str) -> int:
-    """Return the order that a worker had when its file was written; 0 where it is of another service, or none."""
+def order(text: str, generation: str) -> tuple[int, frozenset[str]]:
+    """Return the order that a node had when its file was written, and which units it had started by it.
+
+    0 and none where it is of another service, or no such file.
+    """
     try:
         data = json.loads(text)
-        return int(data["serial"]) if data["generation"] == generation else 0
+        if data["generation"] != generation:
+            return 0, frozenset()
+        return int(data["serial"]), frozenset(str(name) for name in data["started"])
     except (ValueError, KeyError, TypeError):
-        return 0
+        return 0, frozenset()
 
 
 def metrics(data: Mapping[str, Any]) -> str:

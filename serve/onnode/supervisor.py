@@ -7,7 +7,7 @@ started; killed and started again, it goes on with what runs.
 from __future__ import annotations
 
 import json
-import pwd
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +26,9 @@ TURN = 0.5
 """Seconds between two looks."""
 WRITTEN = 2.0
 """Seconds after which the state is written down again, changed or not: its age tells that it is alive."""
+FIREWALL = Path("/etc/sparkstack/firewall.nft")
+DOORS = 3.0
+"""Seconds between two looks at the firewall."""
 HOOK = 60
 """Seconds that the hook may take."""
 
@@ -38,7 +41,7 @@ class Head:
         now = time.time()
         found = record.state(text, wanted.generation)
         self._state = found or decide.first(now, serial=int(now))
-        self._agent = Agent(wanted, self._state.serial if found else 0)
+        self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._patience = now + (wanted.limits.lost if found else 0)
         self._desk = link.Desk()
         self._server: link.Server | None = None
@@ -88,7 +91,7 @@ class Worker:
         self._wanted = wanted
         head = (wanted.addresses[wanted.head], wanted.port)
         self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
-        self._agent = Agent(wanted, record.serial(text, wanted.generation))
+        self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._heard = self._since = time.time()
         self._alone = ""
 
@@ -114,6 +117,26 @@ class Worker:
         self._agent.end()
 
 
+class Doors:
+    """The node's own rules against the management network: whoever loads theirs anew (`flush ruleset`) drops ours."""
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+
+    def keep_closed(self) -> None:
+        """Load the rules again where they are gone."""
+        if time.monotonic() - self._looked < DOORS:
+            return
+        self._looked = time.monotonic()
+        if _code("nft", "list", "table", "inet", "sparkstack_serve"):
+            say("our rules of the firewall were gone: loaded again")
+            _code("nft", "-f", str(FIREWALL))
+
+
+def _code(*argv: str) -> int:
+    return subprocess.run(argv, capture_output=True, timeout=30, check=False).returncode
+
+
 def say(text: str) -> None:
     """Print a line to the journal."""
     sys.stdout.write(f"{text}\n")
@@ -121,21 +144,23 @@ def say(text: str) -> None:
 
 
 def run_hook(wanted: Wanted, data: dict[str, Any]) -> None:
-    """Tell the owner's program that the service was given up, as the service's user; its end is its own matter."""
-    user = pwd.getpwnam(wanted.user)
+    """Tell the owner's program that the service was given up, as the service's user; its end is its own matter.
+
+    In a unit of its own: ours is shut in too tightly for a mail program.
+    """
+    argv = ("systemd-run", f"--uid={wanted.user}", "--quiet", "--collect", "--pipe", "--wait")
+    limit = (f"--property=RuntimeMaxSec={HOOK}", "--unit=sparkstack-hook")
+    own = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
     try:
         done = subprocess.run(
-            wanted.hook,
+            (*argv, *limit, "--", *wanted.hook),
             input=json.dumps(data),
             text=True,
             errors="replace",
             capture_output=True,
-            timeout=HOOK,
+            timeout=HOOK + 10,
             check=False,
-            user=user.pw_uid,
-            group=user.pw_gid,
-            extra_groups=[],
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user.pw_dir},
+            env=own,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         say(f"the hook {wanted.hook[0]} could not be run to its end: {error}")
@@ -171,7 +196,9 @@ def main() -> None:
     side: Head | Worker = (Head if wanted.node == wanted.head else Worker)(wanted, secret, text)
     notify("READY=1")
     before: dict[str, Any] = {}
+    doors = Doors()
     while not over.is_set():
+        doors.keep_closed()
         before = keep(side.turn(), before)
         notify("WATCHDOG=1", f"STATUS={before['phase']}: {before['reason']}"[:200])
         over.wait(TURN)

@@ -127,14 +127,14 @@ def test_a_secret_content_is_shown_to_nobody() -> None:
     assert "12 bytes" in shown
 
 
-def test_a_file_of_40_lines_is_shown_whole_and_of_a_longer_one_the_beginning() -> None:
+def test_a_file_of_100_lines_is_shown_whole_and_of_a_longer_one_the_beginning() -> None:
     def shown(lines: int) -> list[str]:
         content = "".join(f"line {number}\n" for number in range(lines))
         text = as_text(plan_of(Write(**COMMON, path=PurePosixPath("/a"), content=content)))
         return [line.strip() for line in text.splitlines() if line.startswith("      |")]
 
-    assert len(shown(40)) == 40
-    assert shown(41)[9:] == ["| line 9", "| … 31 more lines, whole in --json"]
+    assert len(shown(100)) == 100
+    assert shown(101)[9:] == ["| line 9", "| … 91 more lines, whole in --json"]
 
 
 def test_a_long_line_is_cut_and_many_hashes_are_counted() -> None:
@@ -231,3 +231,10 @@ def test_a_file_that_takes_a_stage_back_is_shown_with_what_it_holds_in_json() ->
     back = Write(node="a", title="take it back", reason="r", path=PurePosixPath("/x"), content="old\n")
     (one,) = as_data(make_plan("t", [("one", [step])], undo={"one": [back]}))["stages"]  # type: ignore[misc]
     assert (one["undo"][0]["kind"], one["undo"][0]["content"]) == ("write", "old\n")
+
+
+def test_of_a_program_of_ours_people_see_where_it_goes_and_programs_all_of_it() -> None:
+    plan = plan_of(Write(**COMMON, path=PurePosixPath("/lib/a.py"), content="import os\n", code=True))
+    assert "write /lib/a.py" in as_text(plan)
+    assert "import os" not in as_text(plan)
+    assert "import os" in json.dumps(as_data(plan))

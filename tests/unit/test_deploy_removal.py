@@ -166,7 +166,10 @@ def test_a_unit_that_ended_is_no_reason_to_refuse_and_a_failed_one_is_forgotten(
 def test_what_serves_is_stopped_first_when_told() -> None:
     made = plan_remove(local(), serving(service()), stop=True)
     assert [stage.title for stage in made.stages] == ["stop what runs", "remove units and environment files"]
-    assert titles(made)[0] == "stop sparkstack-ray-head, sparkstack-vllm"
+    assert titles(made)[:2] == [
+        "start nothing at boot",
+        "stop sparkstack-ray-head, sparkstack-supervisor, sparkstack-vllm",
+    ]
 
 
 @pytest.mark.processes

@@ -39,8 +39,8 @@ ALONE = {
 """Copied to machines where nothing is installed: the standard library, and what is copied with them."""
 
 
-ONNODE = ("deploy.models.onnode", "deploy.onnode")
-"""Copied to nodes as packages: the standard library, and each other; the second stands on itself alone."""
+ONNODE = {"deploy.models.onnode": {"deploy.onnode"}, "deploy.onnode": set(), "serve.onnode": set()}
+"""Copied to nodes as packages: the standard library, and what lies below each; packages that stand on nothing else."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ def test_imports_run_downwards_only() -> None:
     [("fabric", "core/connection.py"), ("paramiko", "core/connection.py"), ("subprocess", "core/process.py")],
 )
 def test_a_library_has_one_door(library: str, door: str) -> None:
-    inside = [module for module in modules() if module.path not in RUN_ON_NODES]
+    inside = [
+        module
+        for module in modules()
+        if module.path not in RUN_ON_NODES and not module.path.startswith("serve/onnode/")
+    ]
     assert [module.path for module in inside if library in module.tops()] == [door]
 
 
@@ -104,13 +108,30 @@ def sent_modules(package: str) -> list[Module]:
 @pytest.mark.parametrize("package", ONNODE)
 def test_what_a_node_is_sent_imports_nothing_but_the_standard_library_and_itself(package: str) -> None:
     sent = sent_modules(package)
-    own = {package, *(f"{package}.{Path(module.path).stem}" for module in sent)}
-    lower = {"deploy.onnode", *(f"deploy.onnode.{Path(module.path).stem}" for module in sent_modules("deploy.onnode"))}
+    allowed = {
+        name
+        for one in (package, *ONNODE[package])
+        for name in (one, *(f"{one}.{Path(module.path).stem}" for module in sent_modules(one)))
+    }
     imported = {
         str(node.module) for module in sent for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)
     }
-    assert {name for name in imported if name.startswith("deploy")} <= own | lower
-    assert set.union(*(module.tops() for module in sent)) <= sys.stdlib_module_names | {"deploy"}
+    room = package.split(".", maxsplit=1)[0]
+    assert {name for name in imported if name.split(".")[0] in FLOORS} <= allowed
+    assert set.union(*(module.tops() for module in sent)) <= sys.stdlib_module_names | {room}
+
+
+@pytest.mark.processes
+def test_what_supervises_runs_on_the_systems_own_python_alone(tmp_path: Path) -> None:
+    """As a node has it: no other package of ours, nothing that was installed."""
+    (tmp_path / "serve/onnode").mkdir(parents=True)
+    (tmp_path / "serve/__init__.py").write_text("")
+    for path in (ROOT / "serve/onnode").glob("*.py"):
+        (tmp_path / "serve/onnode" / path.name).write_text(path.read_text())
+    names = ", ".join(f"serve.onnode.{Path(module.path).stem}" for module in sent_modules("serve.onnode"))
+    names = names.replace("serve.onnode.__init__, ", "")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {names}"
+    assert run([sys.executable, "-I", "-S", "-c", code], check=False).code == 0
 
 
 def test_what_is_imported_is_declared() -> None:

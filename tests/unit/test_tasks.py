@@ -216,7 +216,8 @@ class TestTwoSparks:
         } <= lines
         assert "--node-ip-address=172.16.100.1" in out
         assert "--node-ip-address=172.16.100.2" in out
-        assert out.count("note: unlike the guide, ") == 13
+        assert out.count("note: unlike the guide, ") == 16
+        assert "import os" not in out, "the code that goes to the nodes is read in the repository"
         assert "[comes first: invoke model.fetch Qwen/Qwen2.5-32B-Instruct --cluster spark" in out
         assert "[comes first: invoke deploy --cluster spark]" in out
 
@@ -269,7 +270,7 @@ def test_the_cpu_stack_has_no_notes_on_the_guide(invoke: Invoke) -> None:
     code, out, _ = invoke("serve", "--cluster", "local", "--facts", str(LAB_PAIR))
     assert code == 0
     assert "VLLM_HOST_IP=198.18.100.2" in out
-    assert "guide" not in out
+    assert "unlike the guide" not in out
 
 
 LAB = ("--cluster", "local", "--facts", str(LAB_PAIR))
