@@ -207,8 +207,10 @@ def host(given: argparse.Namespace) -> None:
     """Measure all settings until the time is up."""
     out, began = Path(given.out), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    attempt("facts", lambda: facts(out, Path(given.probes)))
     attempt("probe", lambda: probe(out, Path(given.sources)))
+    while any(ssh(node, "true").returncode for node in (A, B)) and time.monotonic() - began < 120:
+        time.sleep(1)  # they boot
+    attempt("facts", lambda: facts(out, Path(given.probes)))
     wanted = [setting for setting in SETTINGS if not given.only or setting.name in given.only.split(",")]
     for setting in wanted:
         left = given.seconds - (time.monotonic() - began)
