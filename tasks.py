@@ -30,6 +30,10 @@ TASKS: Mapping[str, str] = {
     "key.show": "serve.api.tasks:show",
     "key.rotate": "serve.api.tasks:rotate",
     "monitor": "serve.monitor.tasks:monitor",
+    "bench.measure": "serve.bench.tasks:measure_suite",
+    "bench.compare": "serve.bench.tasks:compare",
+    "bench.report": "serve.bench.tasks:report",
+    "tune": "serve.bench.tasks:tune",
     "demo": "lab.tasks:demo",
     "build.lock": "build.tasks:lock",
     "build.bundle": "build.tasks:bundle",
@@ -55,15 +59,22 @@ TASKS: Mapping[str, str] = {
 }
 """What is said on the command line, to module and function."""
 
+SHORT: Mapping[str, str] = {"bench": "bench.measure"}
+"""What a room's name alone means."""
+
 
 def asked(words: Sequence[str]) -> Mapping[str, str]:
     """Return the tasks that a command line can mean: to load all of them takes longer than many a command.
 
     All of them unless it begins with one, and no word of it asks for the list.
     """
-    if not words or words[0] not in TASKS or any(word.startswith(("-l", "--list", "--complete")) for word in words):
+    if (
+        not words
+        or SHORT.get(words[0], words[0]) not in TASKS
+        or any(word.startswith(("-l", "--list", "--complete")) for word in words)
+    ):
         return TASKS
-    return {name: place for name, place in TASKS.items() if name in words}
+    return {name: place for name, place in TASKS.items() if name in {SHORT.get(word, word) for word in words}}
 
 
 def collection(wanted: Mapping[str, str]) -> Collection:
@@ -72,7 +83,8 @@ def collection(wanted: Mapping[str, str]) -> Collection:
     for name, place in wanted.items():
         room, _, own = name.rpartition(".")
         module, _, function = place.partition(":")
-        rooms.setdefault(room, Collection(room)).add_task(getattr(import_module(module), function), name=own)
+        found = getattr(import_module(module), function)
+        rooms.setdefault(room, Collection(room)).add_task(found, name=own, default=SHORT.get(room) == name)
     top = rooms.pop("")
     for one in rooms.values():
         top.add_collection(one)

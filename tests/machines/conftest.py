@@ -119,7 +119,8 @@ def serving_with(lab: Lab, invoke: CommandLine, request: pytest.FixtureRequest) 
 
 
 TURNS = (
-    *("test_serving.py", "test_monitor.py", "test_serve_doors.py", "test_serve_faults.py ray", "test_serve_change.py"),
+    *("test_serving.py", "test_monitor.py", "test_bench.py", "test_serve_doors.py", "test_serve_faults.py ray"),
+    *("test_serve_change.py",),
     *("test_serve_faults.py mp", "test_serve_load.py", "test_serve_supervision.py", "test_serve_given_up.py"),
 )
 """Tests that share one service, in the order that needs the fewest starts: Ray first, then mp, then none."""

@@ -21,6 +21,7 @@ ROOMS = [room for room in FLOORS if room != "tasks"]
 RUN_ON_NODES = {
     *("lab/train.py", "build/runner.py", "deploy/verify_release.py"),
     *("deploy/network/guard.py", "deploy/care/linkend.py", "serve/view/meter.py"),
+    *("benchmarks/gpu/drive.py", "benchmarks/gpu/machines.py", "benchmarks/gpu/client.py"),
 }
 """Plain scripts that run elsewhere: inside a release, with what the stack brings, or where a wheel is built."""
 DISTRIBUTIONS = {"cyclonedx": "cyclonedx-python-lib", "elftools": "pyelftools", "packageurl": "packageurl-python"}

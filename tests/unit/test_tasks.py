@@ -45,8 +45,10 @@ COMMANDS = {
         "remove",
         "network",
         "monitor",
+        "tune",
     ),
     *(f"key.{name}" for name in ("show", "rotate")),
+    *(f"bench.{name}" for name in ("measure", "compare", "report")),
     *(f"build.{name}" for name in ("lock", "bundle", "unbundle", "stop")),
     *(f"wheels.{name}" for name in ("extract", "inspect", "sign", "verify")),
     *(f"model.{name}" for name in ("fetch", "list", "verify", "remove")),
@@ -60,6 +62,7 @@ PLANNING = [
 LOOKING = {
     *("facts", "report", "status", "logs", "chat", "probe", "lab.status", "build.unbundle"),
     *("wheels.inspect", "wheels.verify", "model.list", "model.verify", "key.show"),
+    *("bench.compare", "bench.report"),
 }
 """Commands that change nothing, or only what is fetched anyway."""
 
@@ -113,6 +116,8 @@ def test_the_list_names_every_command(invoke: Invoke) -> None:
         (["deploy", "--dry-run"], {"deploy"}),
         (["stop", "serve", "--cluster", "x"], {"stop", "serve"}),
         (["model.list", "--json"], {"model.list"}),
+        (["bench", "--dry-run"], {"bench.measure"}),
+        (["bench.compare", "a", "b"], {"bench.compare"}),
         *((words, COMMANDS) for words in ([], ["--list"], ["deploy", "-l"], ["--help", "deploy"], ["deplyo", "serve"])),
     ],
 )

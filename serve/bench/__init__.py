@@ -1,0 +1,1 @@
+"""Measured speed: vLLM's own benchmark on the head, kept with what it ran on, compared, judged, searched through."""
