@@ -169,6 +169,12 @@ class WrongAnswer(SparkstackError):
     exit_code = 41
 
 
+class Slower(SparkstackError):
+    """A measurement is worse than the one that it was compared with."""
+
+    exit_code = 42
+
+
 class LabError(SparkstackError):
     """The local machines cannot be made or changed."""
 

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from core.errors import SparkstackError, UsageError
+from core.errors import Slower, UsageError
 from serve.bench.figures import METRICS, Metric
 from serve.bench.record import Record, Spread, differences
 from serve.bench.suite import Test
 
 TOLERANCE = 0.05
 """Share by which a figure may be worse before a comparison fails."""
-
-
-class Slower(SparkstackError):
-    """A measurement is worse than the one that it was compared with."""
-
-    exit_code: ClassVar[int] = 42
 
 
 @dataclass(frozen=True)

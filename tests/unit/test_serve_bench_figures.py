@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import ConfigError, FactsError, UsageError
+from core.errors import ConfigError, FactsError, Slower, UsageError
 from serve.bench import compare, published
 from serve.bench.figures import METRICS, parse
 from serve.bench.record import Spread, differences, load, save
@@ -158,7 +158,7 @@ class TestCompare:
 
     def test_what_has_become_worse_is_an_error_of_its_own(self):
         found = compare.ratios(record(), record(0.8))
-        with pytest.raises(compare.Slower, match="12 figures are worse by more than 5%") as refused:
+        with pytest.raises(Slower, match="12 figures are worse by more than 5%") as refused:
             compare.refuse_worse(found)
         assert "long: output throughput × 0.800" in refused.value.evidence
         compare.refuse_worse(found, tolerance=0.3)
