@@ -25,6 +25,11 @@ LIVE = f"/run/{VLLM}/live.json"
 _SAMPLER = """
 import json, os, select, subprocess, sys, time
 interval, interface, live = float(sys.argv[1]), sys.argv[2], sys.argv[3]
+TOP = "/sys/fs/cgroup/memory"
+GROUPS = (
+    (TOP + ".max", TOP + ".current", TOP + ".stat", ""),
+    (TOP + "/memory.limit_in_bytes", TOP + "/memory.usage_in_bytes", TOP + "/memory.stat", "total_"),
+)
 def read(path):
     try:
         with open(path) as file:
@@ -37,11 +42,11 @@ def table(text):
 def memory():
     seen = table(read("/proc/meminfo"))
     total, free = seen["MemTotal"] * 1024, seen["MemAvailable"] * 1024
-    limit = read("/sys/fs/cgroup/memory.max").strip()
-    if limit.isdecimal() and int(limit) < total:
-        stat = table(read("/sys/fs/cgroup/memory.stat"))
-        used = int(read("/sys/fs/cgroup/memory.current") or 0) - stat.get("inactive_file", 0)
-        total, free = int(limit), max(0, int(limit) - used)
+    for limit, usage, stat, whole in GROUPS:  # of control groups in versions 2 and 1; page cache is available
+        limit, counts = read(limit).strip(), table(read(stat))
+        if limit.isdecimal() and int(limit) < total:
+            cache = counts.get(whole + "active_file", 0) + counts.get(whole + "inactive_file", 0)
+            total, free = int(limit), max(0, int(limit) - int(read(usage) or 0) + cache)
     return {"memory_used": total - free, "memory_available": free,
             "swap_used": (seen.get("SwapTotal", 0) - seen.get("SwapFree", 0)) * 1024}
 def gpu():
