@@ -117,6 +117,7 @@ def _wanted(service: Service, node: Node, facts: Facts) -> dict[str, Any]:
         "memory": {one.name: memory(service, facts[one.name]) for one in cluster.nodes},
         "limits": {"start": profile.ready_timeout, "delays": own.delays, "attempts": own.attempts, "lost": own.lost},
         "user": cluster.user,
+        "root": str(cluster.root),
         "hook": own.hook,
         "api": {"url": cluster.api_url, "tls": cluster.api.tls is not None},
         "models": profile.served_names,

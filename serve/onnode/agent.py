@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from serve.onnode import memory, reasons, shm
+from serve.onnode import memory, pagecache, reasons, shm
 from serve.onnode.decide import DOWN, Order, Seen, Unit
 from serve.onnode.wanted import Wanted
 
@@ -88,7 +88,9 @@ class Agent:
         try:
             DROP_CACHES.write_text("3\n", encoding="ascii")
         except OSError as error:
-            self._notes["cache"] = f"page cache not dropped: {error.strerror}"
+            if self._wanted.root:
+                pagecache.forget(Path(self._wanted.root))
+            self._notes["cache"] = f"page cache not dropped, but of our own files: {error.strerror}"
 
     def _write_back(self) -> None:
         """Have dirty pages written, so that they can be dropped; where a disk is slow, for a few seconds only."""

@@ -35,7 +35,7 @@ class Wanted:
     """The service, and which of its nodes this one is.
 
     ``stages`` are node to unit, one stage after the other; ``memory`` is node to bytes that have to be available before
-    a start.
+    a start; ``root`` is the suite's folder.
     """
 
     generation: str
@@ -48,6 +48,7 @@ class Wanted:
     memory: Mapping[str, int]
     limits: Limits
     user: str
+    root: str = ""
     hook: tuple[str, ...] = ()
 
     @property
@@ -81,5 +82,6 @@ def parse(text: str) -> Wanted:
         memory={node: int(size) for node, size in data["memory"].items()},
         limits=Limits(**limits),
         user=data["user"],
+        root=data.get("root", ""),
         hook=tuple(data.get("hook", ())),
     )

@@ -132,11 +132,10 @@ def _turn(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests that share a service into their order, in the places that they have among all others."""
-    places = [number for number, item in enumerate(items) if item.path.parent == HERE and _turn(item) in TURNS]
-    ordered = sorted((items[number] for number in places), key=lambda item: TURNS.index(_turn(item)))
-    for number, item in zip(places, ordered, strict=True):
-        items[number] = item
+    """Bring the tests that share a service to the end, in their order: a machine that serves is in others' way."""
+    sharing = [item for item in items if item.path.parent == HERE and _turn(item) in TURNS]
+    others = [item for item in items if item not in sharing]
+    items[:] = [*others, *sorted(sharing, key=lambda item: TURNS.index(_turn(item)))]
 
 
 @pytest.hookimpl(wrapper=True)

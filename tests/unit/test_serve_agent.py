@@ -172,7 +172,7 @@ class TestReporting:
         monkeypatch.setattr(agent, "DROP_CACHES", machine.folder / "none" / "drop_caches")
         node = Agent(WANTED, 0)
         node.obey(Order("g1", 7, (HEAD,)))
-        assert node.report(1.0).notes == ("page cache not dropped: No such file or directory",)
+        assert node.report(1.0).notes == ("page cache not dropped, but of our own files: No such file or directory",)
         assert machine.said() == started(HEAD)
 
     def test_what_killed_ranks_left_is_removed_before_a_start_and_said(self, machine: Machine) -> None:
