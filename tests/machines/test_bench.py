@@ -57,6 +57,7 @@ def test_the_key_is_in_no_log_and_no_argument(lab: Lab, serving: CommandLine, tm
     assert key not in seen + log + ended.out + ended.err
 
 
+@pytest.mark.long  # that a comparison fails is a unit test's as well (test_serve_bench_figures.py)
 def test_a_slower_measurement_fails_a_comparison(serving: CommandLine, tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     serving.works("bench", "--suite=quick", "--no-probe", f"--output={first}", timeout=900)
