@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from core.facts import NodeFacts
 
+PREFIX = "sparkstack-"
+"""How the names of our units begin."""
 RUNNING = ("active", "activating", "reloading", "deactivating")
 """States of a unit in which processes of it may live."""
 SUPERVISOR = "sparkstack-supervisor"

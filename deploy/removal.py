@@ -12,7 +12,7 @@ from core.errors import InUse
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.surroundings import OurProcess
-from core.units import MONITOR, PROMETHEUS, RUNNING, clean_argv, runs, stop_argv
+from core.units import MONITOR, PREFIX, PROMETHEUS, RUNNING, clean_argv, runs, stop_argv
 from deploy import conda
 from deploy.access.peers import forget
 
@@ -24,8 +24,6 @@ OURS = frozenset(
 )
 """What the suite makes in its folder on a node."""
 MODELS = "models"
-UNITS = "sparkstack-"
-"""What the names of our units begin with."""
 _PROMETHEUS = f"/etc/systemd/system/{PROMETHEUS}.service"
 
 _FILES = """
@@ -83,7 +81,7 @@ def _ending(cluster: Cluster, units: list[str]) -> str:
 
 def _loose(seen: NodeFacts) -> list[OurProcess]:
     """Return what would go on to run when our units have ended."""
-    return [one for one in seen.condition.around.ours if not one.unit.startswith(UNITS)]
+    return [one for one in seen.condition.around.ours if not one.unit.startswith(PREFIX)]
 
 
 def _running(seen: NodeFacts) -> list[str]:

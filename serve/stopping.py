@@ -10,11 +10,8 @@ from core.errors import NotServing
 from core.facts import Facts, NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.surroundings import OurProcess
-from core.units import ENGINE, PROXY, RUNNING, SERVICE, SUPERVISOR, stop_argv
+from core.units import ENGINE, PREFIX, PROXY, RUNNING, SERVICE, SUPERVISOR, stop_argv
 from serve import drain
-
-OURS = "sparkstack-"
-"""How the names of our units begin."""
 
 
 def plan_stop(cluster: Cluster, facts: Facts, patience: float = 60, *, everything: bool = False) -> Plan:
@@ -43,7 +40,7 @@ def _stop(node: Node, seen: NodeFacts, reason: str) -> Iterator[Step]:
         argv = ("systemctl", "disable", "--quiet", *kept)
         yield Run(node=node.name, title="start nothing at boot", reason=reason, argv=argv, privileged=True)
     if units:
-        title = f"stop {', '.join(name.removeprefix(OURS) for name in units)}"
+        title = f"stop {', '.join(name.removeprefix(PREFIX) for name in units)}"
         yield Run(node=node.name, title=title, reason=reason, argv=stop_argv(units), privileged=True, timeout=180)
 
 
@@ -53,7 +50,7 @@ def _rest(node: Node, seen: NodeFacts) -> Iterator[Step]:
     if units:
         title, argv = f"stop {', '.join(units)}", stop_argv(units)
         yield Run(node=node.name, title=title, reason="--all", argv=argv, privileged=True, timeout=180)
-    loose = [one for one in seen.condition.around.ours if one.loose and not one.unit.startswith(OURS)]
+    loose = [one for one in seen.condition.around.ours if one.loose and not one.unit.startswith(PREFIX)]
     if loose:
         yield Run(
             node=node.name,
@@ -89,4 +86,4 @@ def require_nothing_left(cluster: Cluster, facts: Facts, *, everything: bool) ->
 def _watches(process: OurProcess) -> bool:
     """Whether it belongs to a unit of ours that is none of the service's (invoke monitor)."""
     name = process.unit.removesuffix(".service")
-    return name.startswith(OURS) and name not in SERVICE
+    return name.startswith(PREFIX) and name not in SERVICE

@@ -17,10 +17,9 @@ from core.facts import Facts, NodeFacts, gather_each
 from core.parsers import Process, record_or_none, shown
 from core.question import Question
 from core.remote import Hosts
-from core.units import RUNNING, runs
+from core.units import RANK, RUNNING, SUPERVISOR, VLLM, runs
 from serve.view.said import age, count, mapping, number, rows, span, text
 
-SUPERVISOR, VLLM = "sparkstack-supervisor", "sparkstack-vllm"
 RAY = "sparkstack-ray-"
 SERVICE = "/etc/sparkstack/service.json"
 STALE = 10.0
@@ -296,7 +295,7 @@ def _node(cluster: Cluster, node: Node, facts: Facts, silent: Mapping[str, Spark
 def _rank(item: tuple[str, Any]) -> tuple[bool, bool, str]:
     """Order units: the supervisor first, then those of the engine, then what else there is."""
     name = item[0]
-    return name != SUPERVISOR, not name.startswith((RAY, VLLM, "sparkstack-rank")), name
+    return name != SUPERVISOR, not name.startswith((RAY, VLLM, RANK)), name
 
 
 def _part(seen: NodeFacts | None, name: str) -> Mapping[str, Any]:
