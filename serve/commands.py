@@ -15,8 +15,6 @@ from serve.cluster import Service
 
 WORKER_PORTS = (10002, 19999)
 """Ports of Ray's own worker processes and drivers, first and last: its default, but said, so that a firewall can be."""
-VLLM_PORTS = (29600, 29699)
-"""Where vLLM looks for free ports of its own (PyTorch's store), first and last: VLLM_PORT."""
 GUARD = "serve.onnode.guard.Guard"
 
 
@@ -69,7 +67,6 @@ def environment_of(service: Service, node: Node, seen: NodeFacts) -> dict[str, s
     interface = fabric_interface(cluster, node, seen)
     network = {
         "VLLM_HOST_IP": str(node.fabric),
-        "VLLM_PORT": str(VLLM_PORTS[0]),
         "NCCL_SOCKET_IFNAME": interface,
         "GLOO_SOCKET_IFNAME": interface,
         "TP_SOCKET_IFNAME": interface,

@@ -41,7 +41,6 @@ def _of_suite(service: Service, facts: Facts) -> Iterator[str]:
         yield "the workers have a --node-ip-address: without it Ray takes that of the default route, the management one"
         interface = environment["NCCL_SOCKET_IFNAME"]
         yield f"NCCL, Gloo and TensorPipe are held to {interface}: left alone they take the default route's interface"
-        yield "VLLM_PORT is set: vLLM's own ports lie in a range that the firewall keeps closed"
         if "NCCL_IB_HCA" in environment:
             yield f"NCCL_IB_HCA={environment['NCCL_IB_HCA']}: each half of the port carries half of its rate"
     if service.stack.environment:

@@ -19,7 +19,7 @@ from deploy.need import need_of
 from deploy.shape import read_shape
 from serve.api.tls import CADDYFILE, proxy_files
 from serve.cluster import UNIT_FOLDER, Service
-from serve.commands import VLLM_PORTS, WORKER_PORTS, environment_of, fabric_interface, rank_argv, vllm_argv
+from serve.commands import WORKER_PORTS, environment_of, fabric_interface, rank_argv, vllm_argv
 from serve.templates import render
 
 ETC = PurePosixPath("/etc/sparkstack")
@@ -96,7 +96,6 @@ def closed_ports(cluster: Cluster) -> tuple[str, ...]:
         f"{cluster.ray_port}-{cluster.ray_port + RAY_PORTS - 1}",
         f"10001-{WORKER_PORTS[1]}",
         str(cluster.master_port),
-        f"{VLLM_PORTS[0]}-{VLLM_PORTS[1]}",
         str(cluster.supervision.port),
         "32768-60999",
     )

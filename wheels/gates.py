@@ -6,7 +6,7 @@ What a problem means depends on who made the wheel: SEVERITY is that rule.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -273,9 +273,17 @@ def _is_one_of_several(library: str) -> bool:
 def abi3_is_honest(case: Case) -> Iterator[Problem]:
     """What calls itself abi3 uses only the stable ABI, and of that only what the Python of its tag has."""
     since = stable_abi_since(case.wheel.tags)
+    names = {library.name for library in case.sheet.libraries}
     for library in case.sheet.libraries:
-        if library.name.endswith(".abi3.so") or (since and _is_module(library)):
+        promises = library.name.endswith(".abi3.so") or (since and _is_module(library))
+        if promises and not _is_for_another_python(library.name, names, case.target.python):
             yield from _abi3(library, since or case.target.python, case.target.python)
+
+
+def _is_for_another_python(name: str, names: Set[str], python: tuple[int, int]) -> bool:
+    """Whether a module is of another version of Python, and the one for this version lies beside it."""
+    own = "cpython-{}{}".format(*python)
+    return own not in name and re.sub(r"cpython-\d+", own, name) in names - {name}
 
 
 def _abi3(library: Library, promised: tuple[int, int], python: tuple[int, int]) -> Iterator[Problem]:

@@ -71,6 +71,8 @@ def verdicts_of(
     """
     gpus = tuple(capability(one) for one in stack.architectures) if stack else ()
     own = next(((str(one.version), one.sheet) for one in known if one.name == "torch"), torch)
+    if own and not own[1].libraries:
+        own = None  # a name for the torch that the nodes have already: what that one gives shows when it is imported
     version, exports = (own[0], frozenset(own[1].exports)) if own else ("", frozenset())
     unmet: Mapping[str, list[Conflict]] = defaultdict(list)
     for conflict in conflicts(members_of(known), target, rules):

@@ -5,7 +5,7 @@
 set -euo pipefail
 seconds=${1:?usage: begin.sh SECONDS}; shift
 parts=${PARTS:-/opt/parts} python=/opt/torch/.venv/bin/python3 here=$PWD/benchmarks/gpu began=$SECONDS
-mkdir -p /opt/zstd /root/out
+mkdir -p /opt/zstd /root/kept
 "$python" -m zipfile -e "$parts"/extras/zstandard-*.whl /opt/zstd
 cat "$parts"/site.part.* | PYTHONPATH=/opt/zstd "$python" -c '
 import sys, tarfile, zstandard
@@ -21,5 +21,5 @@ chmod -R a+rX /opt/site /opt/model /opt/client.py
 echo "compiled after $((SECONDS - began)) s"
 (cd "$parts/extras" && bash machines.sh debs)
 echo "machines after $((SECONDS - began)) s"
-setsid "$python" -u -m benchmarks.gpu.drive /root/out --seconds "$seconds" "$@" >/root/drive.log 2>&1 </dev/null &
+setsid "$python" -u -m benchmarks.gpu.drive /root/kept --seconds "$seconds" "$@" >/root/drive.log 2>&1 </dev/null &
 bash "$here/wait.sh" $((560 - (SECONDS - began)))

@@ -57,9 +57,10 @@ def ask(service: str, key_file: str, tokens: int) -> dict[str, Any]:
         place = address(json.loads(Path(service).read_text()))
         key = one_key(key_file)
         model = call(place, key, "/models")["data"][0]["id"]
-        messages = [{"role": "user", "content": "Count from one to one hundred."}]
-        body = {"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        usage = call(place, key, "/chat/completions", body)["usage"]
+        # not as a chat: a model without a template for one answers too
+        prompt = "Count from one to one hundred."
+        body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        usage = call(place, key, "/completions", body)["usage"]
         return {"tokens": int(usage["completion_tokens"]), "seconds": time.monotonic() - began, "error": ""}
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         return {"tokens": 0, "seconds": time.monotonic() - began, "error": f"{type(error).__name__}: {error}"}

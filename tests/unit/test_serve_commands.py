@@ -109,7 +109,6 @@ class TestTwoSparks:
             "2 CPUs and 1 GiB of object store",
             "RAY_AUTH_MODE=token",
             "VLLM_HOST_IP",
-            "VLLM_PORT",
             "--node-ip-address",
             "held to enp1s0f0np0",
             "NCCL_IB_HCA=rocep1s0f0,roceP2p1s0f0",

@@ -28,15 +28,17 @@ class Bench:
         self.stack: Stack = cpu().model_copy(update={"architectures": ("121",), "without": {}, "overrides": {}})
         self.wheels: list[Wheel] = []
 
-    def add(self, name: str, library: Library | None = None, requires: str = "", origin: str = "index") -> Path:
+    def add(
+        self, name: str, library: Library | None = None, requires: str = "", origin: str = "index", *, code: bool = True
+    ) -> Path:
         metadata = METADATA.replace("Small-Thing", name).partition("Requires-Dist")[0]
         files = {
             f"{INFO}/METADATA": None,
             f"{INFO}/WHEEL": None,
             f"{INFO}/COPYING.txt": None,
             f"{INFO}/licenses/LICENSE": None,
-            "small_thing/_C.abi3.so": (library or Library()).build(),
-            "small_thing/libgiven.so": GIVES if name == "torch" else None,
+            "small_thing/_C.abi3.so": (library or Library()).build() if code else None,
+            "small_thing/libgiven.so": GIVES if name == "torch" and code else None,
             f"{name}-1.0.dist-info/METADATA": (metadata + requires).encode(),
             f"{name}-1.0.dist-info/WHEEL": WHEEL.encode(),
         }
@@ -68,6 +70,12 @@ def test_wheels_that_fit_are_let_in_and_warnings_returned(bench: Bench):
     (warning,) = bench.judge()
     assert "has GPU code only as PTX for this GPU" in warning
     assert bench.said == [f"3 wheels pass {len(GATES)} gates, 1 warnings"]
+
+
+def test_a_name_for_the_torch_that_nodes_have_is_compared_with_nothing(bench: Bench):
+    bench.add("torch", code=False)
+    bench.add("user", Library(machine=AARCH64, undefined=("_ZN3c103NewE",)), "Requires-Dist: torch==1.0\n")
+    assert bench.judge() == []
 
 
 def test_everything_that_is_refused_is_told_at_once_with_its_gate_and_next_move(bench: Bench):
