@@ -55,9 +55,14 @@ class Service:
             )
 
     @property
+    def ranked(self) -> tuple[Node, ...]:
+        """The nodes that have a rank: with mp as many as there are ranks, from the head on; Ray chooses among all."""
+        return self.cluster.nodes[: self.profile.ranks] if self.profile.executor == "mp" else self.cluster.nodes
+
+    @property
     def stages(self) -> tuple[Mapping[str, str], ...]:
         """Node to unit, one stage after the other: the next one starts when all of a stage run."""
-        head, workers = self.cluster.head.name, [node.name for node in self.cluster.workers]
+        head, workers = self.cluster.head.name, [node.name for node in self.ranked[1:]]
         if self.profile.executor == "ray":
             stages: tuple[dict[str, str], ...] = ({head: RAY_HEAD}, dict.fromkeys(workers, RAY_WORKER), {head: VLLM})
         else:

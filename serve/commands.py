@@ -47,12 +47,12 @@ def _parallel(service: Service, node: Node) -> tuple[str, ...]:
         *("--tensor-parallel-size", str(profile.tensor_parallel)),
         *("--distributed-executor-backend", profile.executor),
     )
-    if profile.executor == "ray" or not cluster.workers:
+    nodes = service.ranked
+    if profile.executor == "ray" or len(nodes) == 1:
         return sizes
-    rank = cluster.nodes.index(node)
     return (
         *sizes,
-        *("--nnodes", str(len(cluster.nodes)), "--node-rank", str(rank)),
+        *("--nnodes", str(len(nodes)), "--node-rank", str(nodes.index(node))),
         *("--master-addr", str(cluster.head.fabric), "--master-port", str(cluster.master_port)),
     )
 

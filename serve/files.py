@@ -80,7 +80,7 @@ def _values(service: Service, node: Node, seen: NodeFacts) -> dict[str, Any]:
         "engine_url": cluster.engine_url.removesuffix("/v1"),
         "model_name": exec_word(service.profile.served_names[0]),
         "vllm": continued(vllm_argv(service)),
-        "rank": continued(rank_argv(service, node)),
+        "rank": continued(rank_argv(service, node)) if node in service.ranked else "",
         "home": python.is_relative_to("/home") or service.model.is_relative_to("/home"),
     }
 

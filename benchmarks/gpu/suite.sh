@@ -19,5 +19,5 @@ echo "the suite's environment after $((SECONDS - began)) s"
 # what is fetched is fetched from what was carried
 export PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/carried/wheels
 cards=$(find /dev -maxdepth 1 -name 'nvidia[0-9]*' | wc -l)
-setsid .venv/bin/python -u benchmarks/gpu/whole.py /root/kept --seconds "$seconds" --cards "$cards" >/root/drive.log 2>&1 </dev/null &
+setsid .venv/bin/python -u -m benchmarks.gpu.whole /root/kept --seconds "$seconds" --cards "$cards" >/root/drive.log 2>&1 </dev/null &
 bash "$here/wait.sh" $((540 - (SECONDS - began)))

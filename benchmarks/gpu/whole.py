@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -20,14 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.process import run
+
 HERE = Path("benchmarks/gpu")
 PAIR, ONE = str(HERE / "pair.toml"), str(HERE / "one.toml")
 SUITE = str(HERE / "suite.toml")
+INVOKE = str(Path(sys.executable).parent / "invoke")
 WORKER = "192.168.34.101"
-HEAD = "192.168.34.100"
 # the rank of a machine, by its own title, out of our units' control groups
 KILL_RANK = """
 for p in $(cat /sys/fs/cgroup/system.slice/sparkstack-*.service/cgroup.procs); do
+    [ -e /proc/$p/cmdline ] || continue  # it is of another machine of the host
     title=$(tr '\\0' ' ' < /proc/$p/cmdline)
     case $title in VLLM::Worker*|ray::RayWorker*) kill -KILL $p; echo $p $title;; esac
 done
@@ -91,16 +93,16 @@ class Host:
     def run(self, command: Command) -> bool:
         """Run a command of the suite; whether it ended well. Raises SystemExit where what follows needs it."""
         if self.left < command.least:
-            return self._note(command.name, {"not run": f"{self.left:.0f} s are left"}) or False
+            self._note(command.name, {"not run": f"{self.left:.0f} s are left"})
+            return False
         began, log = time.monotonic(), self.out / f"{len(self.done):02d}-{command.name}.log"
-        argv = [str(Path(sys.executable).parent / "invoke"), *command.words]
-        with log.open("wb") as file:
-            done = subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
-        fine = done.returncode in command.fine
+        done = run([INVOKE, *command.words], check=False)
+        log.write_text(done.out + done.err, encoding="utf-8")
+        fine = done.code in command.fine
         seconds = round(time.monotonic() - began, 1)
-        self._note(command.name, {"words": command.words, "code": done.returncode, "seconds": seconds})
+        self._note(command.name, {"words": command.words, "code": done.code, "seconds": seconds})
         if not fine:
-            print(log.read_text(errors="replace")[-3000:], flush=True)
+            print(done.tail(40), flush=True)
             if command.needed:
                 (self.out / "done").write_text("ended early\n")
                 raise SystemExit(1)
@@ -114,37 +116,33 @@ class Host:
     def fault(self, name: str, cluster: str, node: str) -> None:
         """Kill a rank; keep what the card holds and whether it serves, second by second, until it serves again."""
         if self.left < 150:
-            return self._note(f"fault-{name}", {"not run": f"{self.left:.0f} s are left"})
+            self._note(f"fault-{name}", {"not run": f"{self.left:.0f} s are left"})
+            return
         rows, began = [{"at": 0.0, "memory_mib": card_memory(), "status": "before"}], time.monotonic()
         killed = ssh(node, KILL_RANK)
         while (after := time.monotonic() - began) < 240:
             memory = card_memory()
-            code = subprocess.run(
-                [str(Path(sys.executable).parent / "invoke"), "status", "-c", cluster],
-                capture_output=True,
-                check=False,
-            ).returncode
+            code = run([INVOKE, "status", "-c", cluster], check=False).code
             rows.append({"at": round(after, 1), "memory_mib": memory, "status": code})
             if code == 0 and any(row["status"] not in (0, "before") for row in rows):
                 break
             time.sleep(1)
         (self.out / f"fault-{name}.json").write_text(json.dumps({"killed": killed, "rows": rows}, indent=1))
-        return self._note(f"fault-{name}", {"killed": killed.strip(), "back after": rows[-1]["at"]})
+        self._note(f"fault-{name}", {"killed": killed.strip(), "back after": rows[-1]["at"]})
 
 
 def ssh(node: str, script: str) -> str:
     """Run a shell script as root on a machine; return what it printed."""
     argv = ["ssh", "-i", "/root/k", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
     argv += ["-o", "LogLevel=ERROR", f"gx10@{node}", "sudo sh -s"]
-    done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout + done.stderr
+    done = run(argv, stdin=script, timeout=60, check=False)
+    return done.out + done.err
 
 
 def card_memory() -> list[int]:
     """Return MiB in use on each card."""
     argv = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    return [int(line) for line in done.stdout.split() if line.isdecimal()]
+    return [int(line) for line in run(argv, timeout=30).out.split() if line.isdecimal()]
 
 
 def both(host: Host, names: Sequence[str], suite: str) -> None:

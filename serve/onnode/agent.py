@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from serve.onnode import memory, pagecache, reasons, shm
-from serve.onnode.decide import DOWN, Order, Seen, Unit
+from serve.onnode.decide import DOWN, UP, Order, Seen, Unit
+from serve.onnode.ranks import Ranks
 from serve.onnode.wanted import Wanted
 
 SYNC = 3.0
@@ -30,6 +31,7 @@ class Agent:
         self._units = wanted.units_of(wanted.node)
         self._started = set(started)
         self._notes: dict[str, str] = {}
+        self._ranks = Ranks()
         self._whys: dict[str, str] = {}
         """Invocation of a unit that has ended to why it did: its journal is read once."""
 
@@ -99,7 +101,8 @@ class Agent:
 
     def _unit(self, show: dict[str, str]) -> Unit:
         state = reasons.active(show)
-        return Unit(state, self._why(show) if state in DOWN and show.get("InvocationID") else "")
+        why = self._why(show) if state in DOWN and show.get("InvocationID") else ""
+        return Unit(state, why, self._ranks.lost(show) if state in UP else "")
 
     def _why(self, show: dict[str, str]) -> str:
         run = show["InvocationID"]

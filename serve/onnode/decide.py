@@ -34,10 +34,11 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit as its node reports it: systemd's state, and why it ended where it did."""
+    """A unit as its node reports it: systemd's state, why it ended where it did, and what it has lost while it runs."""
 
     active: str
     why: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ def _trouble(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float,
             unit = report.units.get(name, Unit("inactive"))
             if unit.active in bad:
                 yield f"{node}: {name} ended: {unit.why}" if unit.why else f"{node}: {name} is {unit.active}"
+            elif unit.lost and state.phase is Phase.SERVING:
+                yield f"{node}: {name}: {unit.lost}"
 
 
 def _not_up(state: State, wanted: Wanted, seen: Mapping[str, Seen]) -> Iterator[str]:

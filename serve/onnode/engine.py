@@ -199,8 +199,11 @@ class Watch:
             self._error = f"no token: {error}"
 
     def _rests(self) -> bool:
-        """Whether nobody asks, the last answer is fresh, and the next question of our own is not due yet."""
-        return not self._pulse.last.busy and self._question is None and not self._error
+        """Whether nobody asks, and the next question of our own is not due yet.
+
+        Who asks is in flight before vLLM counts it, and after the engine has ended with the request in it.
+        """
+        return not self._pulse.last.busy and not self._in_flight and self._question is None and not self._error
 
     def _say(self, quiet: float) -> None:
         if self._ready and quiet > self._stall / 2 and not self._warned:

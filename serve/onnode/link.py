@@ -97,7 +97,10 @@ def report_message(node: str, seen: Seen) -> dict[str, Any]:
 def report(message: Mapping[str, Any], now: float) -> tuple[str, Seen]:
     """Return node and report of a message; the time is ours, clocks differ. Raises Broken."""
     try:
-        units = {str(name): Unit(str(one["active"]), str(one["why"])) for name, one in message["units"].items()}
+        units = {
+            str(name): Unit(str(one["active"]), str(one["why"]), str(one["lost"]))
+            for name, one in message["units"].items()
+        }
         seen = Seen(
             at=now,
             generation=str(message["generation"]),

@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Mapping
 
-PROPERTIES = ("Id", "ActiveState", "Job", "Result", "ExecMainCode", "ExecMainStatus", "InvocationID")
+PROPERTIES = ("Id", "ActiveState", "Job", "Result", "ExecMainCode", "ExecMainStatus", "InvocationID", "ControlGroup")
 LONGEST = 400
 
 

@@ -37,6 +37,8 @@ class Server:
     code: int = 200
     """Of an answer to a question."""
     tokens: int = 1
+    in_flight: int = 0
+    """Requests that the guard has let in."""
     half: bool = False
     """Whether it breaks off in the middle of every answer."""
     frozen: threading.Event = field(default_factory=threading.Event)
@@ -57,7 +59,7 @@ class Server:
         if path == "/metrics":
             return 200, METRICS.format(**self.numbers)
         if path == "/sparkstack/live":
-            return 200, '{"in_flight": 4, "draining": false}'
+            return 200, json.dumps({"in_flight": self.in_flight, "draining": False})
         self.asked.append(json.loads(body))
         if self.code != 200:
             return self.code, '{"error": "engine dead"}'

@@ -214,6 +214,13 @@ class TestExecutorMp:
     def test_all_ranks_start_at_once(self) -> None:
         assert self.served.stages == ({"lab-a": VLLM, "lab-b": RANK},)
 
+    def test_nodes_without_a_rank_start_nothing(self) -> None:
+        one = service(profile=self.served.profile.model_copy(update={"pipeline_parallel": 1}))
+        assert one.stages == ({"lab-a": VLLM},)
+        assert [one.units_of(node) for node in local().nodes] == [(VLLM,), ()]
+        assert not {"--nnodes", "--master-addr"} & set(vllm_argv(one))
+        assert UNIT_FOLDER / f"{RANK}.service" not in files_of(one, lab_facts())["lab-b"]
+
     def test_one_node_alone_needs_no_master(self) -> None:
         alone = local().model_copy(update={"nodes": local().nodes[:1]})
         argv = vllm_argv(replace(self.served, cluster=alone))

@@ -190,6 +190,17 @@ class TestServing:
         assert found.reason == f"{node}: {name} is {active}"
         assert [order_for(found, WANTED, one).run for one in (A, B)] == [(), ()]
 
+    def test_a_rank_that_is_gone_ends_all_of_it_though_its_unit_runs(self) -> None:
+        gone = {WORKER: Unit("active", lost="its rank ray::RayWorkerProc (process 8) is gone")}
+        found = after(state(), reports(UP, lab_b={"units": gone}))
+        assert found.phase is Phase.STOPPING
+        assert found.reason == f"lab-b: {WORKER}: its rank ray::RayWorkerProc (process 8) is gone"
+
+    def test_while_it_starts_ranks_may_come_and_go(self) -> None:
+        gone = {WORKER: Unit("active", lost="its rank ray::RayWorkerProc (process 8) is gone")}
+        found = after(state(Phase.STARTING, stage=1), reports(UP, lab_b={"units": gone}))
+        assert found.phase is Phase.STARTING
+
     def test_a_silent_node_ends_all_of_it(self) -> None:
         found = after(state(), reports(UP, lab_b={"at": NOW - 12.1}))
         assert (found.phase, found.reason) == (Phase.STOPPING, "lab-b is silent for 12 s")

@@ -192,6 +192,12 @@ class TestAlive:
         ready.turns(2)
         assert ready.turns(30) == []
 
+    def test_a_server_that_counts_nobody_though_somebody_waits_is_not_fed(self, ready: Watched) -> None:
+        ready.server.frozen.set()
+        ready.server.in_flight = 2  # the engine has ended: who asked before it is in no count of its own any more
+        ready.turns(2)
+        assert ready.turns(30) == []
+
     def test_an_idle_server_is_fed_and_asked_now_and_then(self, ready: Watched) -> None:
         before = len(ready.server.asked)
         assert ready.turns(40).count(FED) > 30
@@ -229,6 +235,7 @@ class TestAlive:
 @pytest.mark.processes
 def test_what_it_sees_is_written_for_others(watched: Watched) -> None:
     watched.server.numbers |= {"running": 2, "waiting": 1, "cache": 0.127, "prompt": 50}
+    watched.server.in_flight = 4
     watched.until(READY)
     before = time.time()
     watched.turns()

@@ -287,7 +287,7 @@ def test_a_real_request_is_made_with_the_key_that_stays_there(tmp_path: Path) ->
     assert (found["tokens"], found["error"], behind_tls["tokens"]) == (7, "", 7)
     assert [(path, key) for path, key, _ in ASKED[:2]] == [
         ("/v1/models", f"Bearer {KEY}"),
-        ("/v1/chat/completions", f"Bearer {KEY}"),
+        ("/v1/completions", f"Bearer {KEY}"),
     ]
     assert ASKED[1][2]["model"] == "tiny"
 
