@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from core import parsers
-from core.config import Cluster, Stack, load_cluster, load_stack
+from core.config import ROOT, Cluster, Stack, load_cluster, load_stack
 from core.errors import UnfitNode
-from core.facts import NodeFacts
+from core.facts import NodeFacts, load_captures
 from core.findings import Finding, refuse_unfit
 from deploy.doctor import examine
-from tests.unit.samples import TABLES, cpu, lab_facts, local, manifest, spark_captures
+from tests.unit.samples import CAPTURES, TABLES, cpu, lab_facts, local, manifest, spark_captures
 from wheels.manifest import Manifest
 
 FINDINGS = json.loads((TABLES / "doctor_findings.json").read_text())
@@ -97,3 +97,20 @@ def test_the_first_finding_is_the_error_and_the_others_its_evidence() -> None:
 
 def test_without_a_finding_nothing_is_refused() -> None:
     refuse_unfit(iter(()))
+
+
+def h200_facts() -> dict[str, NodeFacts]:
+    return load_captures(CAPTURES / "h200-pair.json").parsed()
+
+
+def test_what_a_machine_with_an_h200_says_is_read() -> None:
+    for name, seen in h200_facts().items():
+        assert [(gpu.name, gpu.capability, gpu.driver) for gpu in seen.gpus] == [("NVIDIA H200", "9.0", "580.159.04")]
+        assert (seen.architecture, seen.python, seen.glibc, seen.cuda) == ("x86_64", (3, 12), (2, 39), "13.0"), name
+
+
+def test_machines_with_an_h200_take_the_stack_for_them_and_not_the_one_for_sparks() -> None:
+    pair = load_cluster(str(ROOT / "benchmarks" / "gpu" / "pair.toml"))
+    assert found(h200_facts(), None, pair, load_stack("cuda-x86")) == []
+    refused = {one.cause for one in found(h200_facts(), None, pair, load_stack("current"))}
+    assert any("aarch64" in cause for cause in refused), refused
