@@ -19,7 +19,7 @@ cp -r build/sources/probe /opt/probe
 cp "$here/client.py" /opt/
 chmod -R a+rX /opt/site /opt/model /opt/client.py
 echo "compiled after $((SECONDS - began)) s"
-(cd "$parts/extras" && bash machines.sh debs)
+bash "$here/machines.sh" "$parts/extras"
 echo "machines after $((SECONDS - began)) s"
 setsid "$python" -u -m benchmarks.gpu.drive /root/kept --seconds "$seconds" "$@" >/root/drive.log 2>&1 </dev/null &
 bash "$here/wait.sh" $((560 - (SECONDS - began)))

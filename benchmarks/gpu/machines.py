@@ -28,7 +28,7 @@ RAY = (PYTHON, "-m", "ray.scripts.scripts")
 GUIDE = ("--gpu-memory-utilization", "0.80", "--max-model-len", "4096")
 MULTI = ("--nnodes", "2", "--master-addr", FABRIC[A], "--master-port", "29501")
 VLLM_UNIT, RAY_UNIT, BALANCE_UNIT = UNITS = ("bench-vllm", "bench-ray", "bench-balance")
-MACHINES = Path("/tmp/machines")  # noqa: S108 - where machines.sh has them
+MACHINES = Path("/opt/machines")
 # the ranks of a machine, by their own titles, out of our units' control groups
 KILL_RANK = """
 for p in $(cat /sys/fs/cgroup/system.slice/bench-*.service/cgroup.procs); do

@@ -19,7 +19,7 @@ cp -a --update=none $unpacked/. / # what the host has wins
 ldconfig
 setcap cap_net_raw+ep "$(command -v ping)" # unpacking loses it
 # what the suite asks dpkg for
-for deb in "$carried"/known/*.deb; do
+for deb in $(find "$carried" -path '*/known/*.deb'); do
     name=$(dpkg-deb -f "$deb" Package)
     dpkg-query -W "$name" >/dev/null 2>&1 || dpkg -i --force-depends --force-confold "$deb" >/dev/null
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On the controller: make what the GPU host needs, in parts that travel one by one.
 # usage: prepare.sh PACKED DEST      PACKED: debs/ and wheels/ (vLLM 0.21.0 and what it needs, for CPython 3.12, x86_64,
-#                                    without torch and CUDA), machines.sh beside them
+#                                    without torch and CUDA)
 # DEST gets p00, p01, ...: folders of at most 56 MiB with site.part.NN, and pxx with extras/ (packages, model, probes).
 set -euo pipefail
 packed=$(realpath "${1:?}") dest=$(realpath -m "${2:?}") root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -24,7 +24,7 @@ with open(f"{sys.argv[1]}/site.tar.zst", "wb") as raw:
 PY
 split -b 56M -d site.tar.zst site.part.
 for part in site.part.*; do mkdir -p "$dest/p${part##*.}"; mv "$part" "$dest/p${part##*.}/"; done
-cp -r "$packed/debs" "$packed/machines.sh" "$dest/pxx/extras/"
+cp -r "$packed/debs" "$dest/pxx/extras/"
 PYTHONPATH=$root "$root/.venv/bin/python" -m benchmarks.gpu.extras "$dest/pxx/extras"
 rm -rf "$dest/work"
 du -sh "$dest"/*
