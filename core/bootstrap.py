@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 import time
@@ -64,12 +65,25 @@ class Host:
         )
 
 
-def read_groups(path: Path) -> dict[str, list[str]]:
-    """Read the groups of Debian packages: name of the group to names of packages."""
+def read_groups(path: Path, system: str = "") -> dict[str, list[str]]:
+    """Read the groups of Debian packages: name of the group to names of packages, with those of a ``system`` alone.
+
+    It is named as /etc/os-release names it (ID): "debian", "ubuntu".
+    """
     import tomllib  # noqa: PLC0415 (an older Python has none, and must come as far as saying so)
 
     with path.open("rb") as file:
-        return tomllib.load(file)
+        data = tomllib.load(file)
+    own = data.get(system, {})
+    return {name: [*found, *own.get(name, [])] for name, found in data.items() if isinstance(found, list)}
+
+
+def system_id() -> str:
+    """Return what /etc/os-release calls this system; nothing where it does not say so."""
+    try:
+        return platform.freedesktop_os_release()["ID"]
+    except (OSError, KeyError):
+        return ""
 
 
 def possible(names: Iterable[str], host: Host) -> list[str]:
@@ -180,7 +194,9 @@ def main(names: Sequence[str]) -> int:
         _right_python(names)
         with _alone(say):
             host = Host.here()
-            packages = wanted(read_groups(PACKAGES), ["controller", *possible(names, host)], venv_package())
+            packages = wanted(
+                read_groups(PACKAGES, system_id()), ["controller", *possible(names, host)], venv_package()
+            )
             ensure_packages(packages, host, say)
             ensure_venv(VENV, LOCK, say)
     except SparkstackError as error:

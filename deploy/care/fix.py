@@ -18,7 +18,7 @@ from core.process import Completed
 from core.units import stop_argv
 from deploy import apt
 from deploy.checks.case import Case
-from deploy.checks.residents import OURS, left_over, loses_memory, what_is_held
+from deploy.checks.residents import left_over, loses_memory, what_is_held
 from wheels.target import packages_for
 
 
@@ -43,7 +43,7 @@ def _units(case: Case, node: Node, seen: NodeFacts) -> Iterator[Step]:
         return
     owners = seen.condition.owners
     on_gpu = {owners[one.pid].unit for one in seen.condition.gpu_processes if one.pid in owners}
-    for unit in sorted(name.removesuffix(".service") for name in on_gpu if name.startswith(OURS)):
+    for unit in sorted(name.removesuffix(".service") for name in on_gpu if name.startswith(PREFIX)):
         if unit in seen.units and seen.units[unit].active == "active":
             yield Run(
                 node=node.name,

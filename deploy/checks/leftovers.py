@@ -8,9 +8,9 @@ from core.condition import GpuProcess, Owner
 from core.config import RAY_PORTS, Node
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
-from core.units import SUPERVISOR, VLLM, runs
+from core.units import PREFIX, SUPERVISOR, VLLM, runs
 from deploy.checks.case import Case, gib, running
-from deploy.checks.residents import OURS, left_over
+from deploy.checks.residents import left_over
 
 CONTAINERS = ("docker-", "libpod-", "cri-containerd-")
 """How the units of containers begin."""
@@ -26,7 +26,7 @@ def gpu_processes(case: Case) -> Iterator[Finding]:
             if process.pid in known:
                 continue  # what is left of ours is named there
             owner = condition.owners.get(process.pid, Owner("?", "-"))
-            if not owner.unit.startswith(OURS):
+            if not owner.unit.startswith(PREFIX):
                 yield _stranger(node, process, owner)
             elif not case.serves(seen):
                 yield _left_over(node, case, process)
@@ -88,7 +88,7 @@ def like_ours(case: Case) -> Iterator[Finding]:
         named = {process.pid for process in condition.gpu_processes} | {one.pid for one in left_over(case, seen)}
         for process in seen.processes:
             owner = condition.owners.get(process.pid)
-            if owner is not None and not owner.unit.startswith(OURS) and process.pid not in named:
+            if owner is not None and not owner.unit.startswith(PREFIX) and process.pid not in named:
                 yield Finding(
                     node.name,
                     f"process {process.pid} of user {owner.user} looks like Ray or vLLM, {_place(owner)}",

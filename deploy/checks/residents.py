@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from core.facts import NodeFacts
 from core.findings import Finding, Severity
 from core.surroundings import FIRST_USER, Container, OurProcess
+from core.units import PREFIX
 from deploy.checks.case import Case
 
-OURS = "sparkstack-"
 ENDED = ("failed", "inactive")
 """States in which a unit holds nothing that it needs."""
 BY_THEMSELVES = ("always", "unless-stopped", "on-failure")
@@ -35,7 +35,7 @@ def left_over(case: Case, seen: NodeFacts) -> list[OurProcess]:
 
 def _no_unit_runs(seen: NodeFacts, process: OurProcess) -> bool:
     """Whether no service holds the process, or one of ours that has ended; one of ours that was not seen may run."""
-    if not process.unit.startswith(OURS):
+    if not process.unit.startswith(PREFIX):
         return not _elses(process)
     unit = seen.units.get(process.unit.removesuffix(".service"))
     return unit is not None and unit.active in ENDED
@@ -43,7 +43,7 @@ def _no_unit_runs(seen: NodeFacts, process: OurProcess) -> bool:
 
 def _elses(process: OurProcess) -> bool:
     """Whether a service of somebody else holds the process: who made it starts and stops it."""
-    return process.unit.endswith(".service") and not process.unit.startswith(OURS)
+    return process.unit.endswith(".service") and not process.unit.startswith(PREFIX)
 
 
 def what_is_held(seen: NodeFacts, process: OurProcess) -> str:
@@ -72,7 +72,7 @@ def held_by_hand(case: Case) -> Iterator[Finding]:
     for node, seen, _ in case.nodes():
         for process in seen.condition.around.ours:
             elses = _elses(process)
-            if process.pid == process.top and not process.unit.startswith(OURS) and (elses or not process.loose):
+            if process.pid == process.top and not process.unit.startswith(PREFIX) and (elses or not process.loose):
                 by = f"in {process.unit}" if elses else f"by process {process.starter}"
                 yield Finding(
                     node.name,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.config import Profile
-from deploy.need import GPU_WORK, UTILIZATION, flag
+from deploy.need import GPU_WORK, UNIFIED, UTILIZATION, flag
 from deploy.shape import DTYPES, Shape, kv_bytes_a_token
 from serve.bench.figures import Figures
 from serve.bench.record import Fingerprint, Record
@@ -134,10 +134,10 @@ def of_test(record: Record, test: Test, figures: Figures) -> Ceiling | None:
 def kv_tokens(print_: Fingerprint, memory: int, *, nodes: int) -> int | None:
     """Return how many tokens of KV cache fit where the model is spread over so many nodes in stages, or lies on one.
 
-    Only where vLLM takes a share of the memory: on GPUs.
+    Only where vLLM takes a share of the machine's memory: on GPUs that have none of their own.
     """
     shape = shape_of(print_)
-    if shape is None or not print_.nodes[0].gpus:
+    if shape is None or not any(gpu.capability in UNIFIED for gpu in print_.nodes[0].gpus):
         return None
     spread = Profile(
         name="spread", model=print_.model, served_names=("x",), pipeline_parallel=nodes, flags=print_.flags

@@ -77,7 +77,9 @@ class Best:
 def best(record: Record) -> Best:
     """Return the best of all tests."""
     spreads = {m.name: [s for t in record.suite.tests if (s := record.spread(t, m.name))] for m in METRICS}
-    peaks, totals, tpots = spreads["peak_throughput"], spreads["total_throughput"], spreads["tpot_mean"]
+    # a test of a second or two has its highest second in between two of vLLM's buckets
+    peaks = spreads["peak_throughput"] + spreads["output_throughput"]
+    totals, tpots = spreads["total_throughput"], spreads["tpot_mean"]
     return Best(
         output=max((spread.high for spread in peaks), default=None),
         total=max((spread.high for spread in totals), default=None),

@@ -194,7 +194,7 @@ def _time_plots(record: Record) -> Iterable[Plot]:
         plots.Series("waiting", _points(head, lambda s: s.waiting), 2),
     ]
     yield _lines("requests in the engine", requests)
-    yield _lines("memory in use, GiB", _by_node(record, lambda s: s.memory_used / GIB))
+    yield _lines("memory in use, GiB", _by_node(record, lambda s: s.memory_used / GIB or None))
     yield _lines("GPU memory of processes, GiB", _by_node(record, lambda s: s.gpu_used and s.gpu_used / GIB))
 
 

@@ -217,6 +217,13 @@ def test_the_groups_that_the_makefile_names_exist() -> None:
         assert wanted(groups, possible(names, host(root=True)))
 
 
+def test_a_system_has_packages_of_its_own_besides(tmp_path: Path) -> None:
+    path = tmp_path / "packages.toml"
+    path.write_text('tests = ["caddy"]\nlab = ["kmod"]\n[debian]\ntests = ["chromium"]\n')
+    assert read_groups(path, "debian") == {"tests": ["caddy", "chromium"], "lab": ["kmod"]}
+    assert read_groups(path, "ubuntu") == read_groups(path) == {"tests": ["caddy"], "lab": ["kmod"]}
+
+
 def test_packages_that_the_lab_asks_for_are_among_those_installed_for_it() -> None:
     installed = read_groups(ROOT / "config" / "packages.toml")["lab"]
     assert set(requirements()) <= {*installed, "util-linux"}, "util-linux is essential on Debian"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve.bench.ceilings import bandwidth, ceiling, kv_tokens, ranks, shape_of, stages
+from serve.bench.record import Gpu
 from tests.unit.benchsamples import GIB, node, sparks
 
 
@@ -71,6 +72,12 @@ def test_without_a_bandwidth_or_a_shape_there_is_no_ceiling():
 
 def test_the_kv_cache_of_two_nodes_is_the_guides_within_two_percent():
     assert kv_tokens(sparks(), int(121.7 * GIB), nodes=2) == pytest.approx(511_392, rel=0.02)
+
+
+def test_a_gpu_with_memory_of_its_own_is_not_counted_by_the_machines():
+    h200 = Gpu(name="NVIDIA H200", capability="9.0", driver="580.159.04")
+    nodes = tuple(one.model_copy(update={"gpus": (h200,)}) for one in sparks().nodes)
+    assert kv_tokens(sparks().model_copy(update={"nodes": nodes}), int(121.7 * GIB), nodes=2) is None
 
 
 def test_the_guides_cache_on_one_node_needs_more_than_the_share_that_it_names():
