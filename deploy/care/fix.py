@@ -15,7 +15,7 @@ from core.errors import UnfitNode
 from core.facts import NodeFacts
 from core.plan import Plan, Run, Step, make_plan
 from core.process import Completed
-from core.units import stop_argv
+from core.units import PREFIX, stop_argv
 from deploy import apt
 from deploy.checks.case import Case
 from deploy.checks.residents import left_over, loses_memory, what_is_held
