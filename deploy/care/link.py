@@ -7,7 +7,7 @@ fabric address only, for seconds, and for who has the secret of this one measure
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ def _pair(here: _End, there: _End) -> Iterator[Direction]:
     found: dict[str, Any] = {}
     try:
         with ThreadPoolExecutor(2) as pool:
-            found["largest_out"], found["largest_in"] = pool.map(_largest, (here, there), (there, here))
+            told = pool.map(_largest, (here, there), (there, here))
+        found |= {**_packets("out", here, next(told)), **_packets("in", there, next(told))}
         found |= _streams(here, there)
     except SparkstackError as error:
         found["error"] = f"{error.node}: {error.cause}" if error.node else error.cause
@@ -76,10 +77,15 @@ def _number(value: object) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _largest(here: _End, there: _End) -> int | None:
+def _largest(here: _End, there: _End) -> dict[str, Any]:
     argv = _argv("packets", str(here.node.fabric), str(there.node.fabric), str(here.mtu))
-    largest = _answer(here, here.host.run(argv, timeout=60).out, "largest")["largest"]
-    return largest if isinstance(largest, int) else None
+    return _answer(here, here.host.run(argv, timeout=60).out, "largest")
+
+
+def _packets(way: str, sender: _End, told: Mapping[str, Any]) -> dict[str, Any]:
+    largest, error = told["largest"], told.get("error")
+    found = {f"largest_{way}": largest if isinstance(largest, int) else None}
+    return {**found, "error": f"{sender.node.name}: {error}"} if error else found
 
 
 def _streams(here: _End, there: _End) -> dict[str, Any]:

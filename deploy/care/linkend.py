@@ -198,9 +198,15 @@ def measure(source: str, target: str, port: int, path: str) -> dict[str, object]
 
 
 def passes(source: str, target: str, size: int) -> bool:
-    """Whether a packet of so many bytes, which nobody may divide, comes back."""
+    """Whether a packet of so many bytes, which nobody may divide, comes back. Raises OSError when none can be sent.
+
+    ping ends with 1 where nothing comes back, and with 2 for any other trouble (ping(8)).
+    """
     argv = ["ping", "-n", "-q", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", str(size - 28), "-I", source]
-    done = subprocess.run([*argv, target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run([*argv, target], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode not in (0, 1):
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise OSError(said[-1] if said else f"ping ended with {done.returncode}")
     return done.returncode == 0
 
 
@@ -221,6 +227,14 @@ def largest(source: str, target: str, most: int) -> int | None:
     return good
 
 
+def packets(source: str, target: str, most: int) -> dict[str, object]:
+    """Return the largest packet, or why none could be sent."""
+    try:
+        return {"largest": largest(source, target, most)}
+    except OSError as error:
+        return {"largest": None, "error": str(error)}
+
+
 def main(words: list[str]) -> None:
     """Do what the words say."""
     if words[0] == "listen":
@@ -228,7 +242,7 @@ def main(words: list[str]) -> None:
     elif words[0] == "measure":
         print(json.dumps(measure(words[1], words[2], int(words[3]), words[4])))
     else:
-        print(json.dumps({"largest": largest(words[1], words[2], int(words[3]))}))
+        print(json.dumps(packets(words[1], words[2], int(words[3]))))
 
 
 if __name__ == "__main__":

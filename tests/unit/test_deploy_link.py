@@ -123,6 +123,7 @@ class Failing:
     def __init__(self, name: str, *, fails: str = "", says: str = '{"large_out": 38000}') -> None:
         self.name, self.fails, self.says = name, fails, says
         self.left: set[str] = set()
+        self.packets = '{"largest": 1500}'
         self.closed = False
 
     def _do(self, what: str) -> None:
@@ -141,7 +142,7 @@ class Failing:
             return Completed(argv, 0, "")
         what = "measure" if "measure" in argv else "packets"
         self._do(what)
-        return Completed(argv, 0, self.says if what == "measure" else '{"largest": 1500}')
+        return Completed(argv, 0, self.says if what == "measure" else self.packets)
 
     def hold(self, _: tuple[str, ...]) -> Failing:
         self._do("hold")
@@ -175,6 +176,23 @@ def test_a_measurement_that_fails_is_a_finding_and_leaves_no_secret_behind(where
     assert [(one.sender, one.receiver) for one in got] == [(HERE, THERE), (THERE, HERE)]
     assert [one.error for one in got] == [f"{where}: {fails} went wrong"] * 2
     assert ("measured way", "problem", f"the fabric to {THERE} could not be measured: {got[0].error}") in found(got[0])
+
+
+def test_a_node_that_may_send_no_packet_says_so_and_not_that_none_came_back() -> None:
+    here = Failing(HERE)
+    here.packets = '{"largest": null, "error": "ping: socktype: SOCK_RAW: Operation not permitted"}'
+    (one, _) = directions(here, Failing(THERE))
+    assert one.error == f"{HERE}: ping: socktype: SOCK_RAW: Operation not permitted"
+
+
+@pytest.mark.processes
+def test_why_ping_could_not_send_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "ping" in str(linkend.packets("127.0.0.1", "127.0.0.1", 1500)["error"])
+    (tmp_path / "ping").write_text("#!/bin/sh\necho 'ping: socket: Operation not permitted' >&2\nexit 2\n")
+    (tmp_path / "ping").chmod(0o755)
+    told = linkend.packets("127.0.0.1", "127.0.0.1", 1500)
+    assert told == {"largest": None, "error": "ping: socket: Operation not permitted"}
 
 
 @pytest.mark.parametrize("says", ["", "[]", "5", "[" * 100_000, "no"])
