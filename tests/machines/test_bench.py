@@ -80,13 +80,17 @@ def test_a_suite_that_is_too_long_for_the_model_is_refused(serving: CommandLine)
     assert_refused(serving("bench"), 10, "the profile serves up to 512")
 
 
-@pytest.mark.long
-def test_a_search_serves_measures_and_stops_and_writes_profiles(lab: Lab, serving: CommandLine, tmp_path: Path) -> None:
-    done = serving.works("tune", "--suite=quick", "--minutes=8", f"--output={tmp_path}/tuned", "--json", timeout=1500)
-    said = json.loads(done.out)
+@pytest.mark.parametrize("minutes", [1, pytest.param(8, marks=pytest.mark.long)])
+def test_a_search_serves_measures_and_stops_and_writes_profiles(
+    lab: Lab, serving: CommandLine, tmp_path: Path, minutes: int
+) -> None:
+    words = ("--suite=quick", f"--minutes={minutes}", f"--output={tmp_path}/tuned", "--json")
+    said = json.loads(serving.works("tune", *words, timeout=1500).out)
     assert said["tried"]
     assert [one for one in said["tried"] if one["error"]] == []
-    for path in (tmp_path / "tuned").glob("tiny.*.toml"):
+    profiles = sorted((tmp_path / "tuned").glob("tiny.*.toml"))
+    assert [path.name for path in profiles] == [f"tiny.{goal}.toml" for goal in ("context", "latency", "throughput")]
+    for path in profiles:
         assert load_model(Profile, path).model == "sparkstack-tiny"
         assert path.read_text().startswith("# The best for ")
     assert lab.ssh(A, "systemctl is-active sparkstack-vllm").out.strip() == "inactive"
