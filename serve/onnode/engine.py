@@ -31,8 +31,8 @@ from typing import Any, NoReturn
 from serve.onnode import record
 from serve.onnode.notify import notify
 
-TURN = 1.0
-"""Seconds between two looks."""
+TURN, QUICK = 1.0, 0.2
+"""Seconds between two looks, and until the first token."""
 IDLE = 10.0
 """Seconds without a token after which we ask for one ourselves."""
 WINDOW = 10.0
@@ -150,7 +150,7 @@ class Watch:
         self._pulse = Pulse(time.monotonic())
         self._pool = ThreadPoolExecutor(1)
         self._question: Future[bool] | None = None
-        self._ready = False
+        self.ready = False
         self._error = "starting"
         self._in_flight = 0
         self._warned = False
@@ -163,7 +163,7 @@ class Watch:
         self._ask(now)
         quiet = now - self._pulse.moved
         # fed by what moved, not by the fact that we still run: after WatchdogSec without a move systemd ends it all
-        if self._ready and (self._pulse.moved > self._fed or self._rests()):
+        if self.ready and (self._pulse.moved > self._fed or self._rests()):
             notify("WATCHDOG=1")
             self._fed = now
         self._say(quiet)
@@ -183,15 +183,15 @@ class Watch:
             self._take(now, self._question)
             self._question = None
         idle = not self._pulse.last.busy and now - (self._pulse.token or 0) > IDLE
-        if self._question is None and not self._error and (idle or not self._ready):
-            self._question = self._pool.submit(self._api.token, 600 if not self._ready else self._stall)
+        if self._question is None and not self._error and (idle or not self.ready):
+            self._question = self._pool.submit(self._api.token, 600 if not self.ready else self._stall)
 
     def _take(self, now: float, question: Future[bool]) -> None:
         error = question.exception()
         if error is None and question.result():
             self._pulse.answered(now)
-            if not self._ready:
-                self._ready = True
+            if not self.ready:
+                self.ready = True
                 notify("READY=1", "STATUS=gives tokens")
         elif error is not None and not isinstance(error, NO_ANSWER):
             raise error
@@ -206,7 +206,7 @@ class Watch:
         return not self._pulse.last.busy and not self._in_flight and self._question is None and not self._error
 
     def _say(self, quiet: float) -> None:
-        if self._ready and quiet > self._stall / 2 and not self._warned:
+        if self.ready and quiet > self._stall / 2 and not self._warned:
             waits = f"{self._pulse.last.running} running, {self._pulse.last.waiting} waiting"
             sys.stderr.write(f"sparkstack: nothing has moved for {quiet:.0f} s ({waits}; {self._error or 'asked'})\n")
             sys.stderr.flush()
@@ -216,7 +216,7 @@ class Watch:
         seen, ago = self._pulse.last, time.time() - now
         data = {
             "at": time.time(),
-            "ready": self._ready,
+            "ready": self.ready,
             "running": seen.running,
             "waiting": seen.waiting,
             "in_flight": self._in_flight,
@@ -251,7 +251,7 @@ def main(argv: Sequence[str]) -> int:
     while child.poll() is None:
         watch.turn()
         try:
-            child.wait(TURN)
+            child.wait(TURN if watch.ready else QUICK)
         except subprocess.TimeoutExpired:
             continue
     return child.returncode

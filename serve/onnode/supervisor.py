@@ -22,8 +22,10 @@ from serve.onnode.decide import Order, Phase, State
 from serve.onnode.notify import notify
 from serve.onnode.wanted import CREDENTIALS, SERVICE, Wanted, parse
 
-TURN = 0.5
-"""Seconds between two looks."""
+TURN, QUICK = 0.5, 0.2
+"""Seconds between two looks, and while something happens: a start is a chain of looks and orders."""
+LIVELY = 10.0
+"""Seconds after a change within which the next one is expected."""
 WRITTEN = 2.0
 """Seconds after which the state is written down again, changed or not: its age tells that it is alive."""
 FIREWALL = Path("/etc/sparkstack/firewall.nft")
@@ -43,6 +45,7 @@ class Head:
         self._state = found or decide.first(now, serial=int(now))
         self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._patience = now + (wanted.limits.lost if found else 0)
+        self.changed = now
         self._desk = link.Desk()
         self._server: link.Server | None = None
 
@@ -62,6 +65,8 @@ class Head:
 
     def _move(self, after: State) -> None:
         before, self._state = self._state, after
+        if (before.phase, before.stage) != (after.phase, after.stage):
+            self.changed = clock.now()
         if (before.phase, before.reason) != (after.phase, after.reason):
             say(f"{after.phase}: {after.reason}")
         if after.phase is Phase.GIVEN_UP is not before.phase and self._wanted.hook:
@@ -92,14 +97,15 @@ class Worker:
         head = (wanted.addresses[wanted.head], wanted.port)
         self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
         self._agent = Agent(wanted, *record.order(text, wanted.generation))
-        self._heard = self._since = clock.now()
+        self._heard = self._since = self.changed = clock.now()
+        self._order: Order | None = None
         self._alone = ""
 
     def turn(self) -> dict[str, Any]:
         """Report, obey; without a head for too long, end what runs. Return the state to write down."""
         seen = self._agent.report(clock.now())
         try:
-            self._agent.obey(self._caller.exchange(link.report_message(self._wanted.node, seen)))
+            self._obey(self._caller.exchange(link.report_message(self._wanted.node, seen)))
             self._heard, why = clock.now(), ""
         except link.Broken as broken:
             why = f"no word from {self._wanted.head}: {broken}"
@@ -111,6 +117,11 @@ class Worker:
             say(why or f"obeys {self._wanted.head}")
         self._alone = why
         return record.worker(self._wanted, seen, why, now, self._since)
+
+    def _obey(self, order: Order) -> None:
+        if order != self._order:
+            self._order, self.changed = order, clock.now()
+        self._agent.obey(order)
 
     def end(self) -> None:
         """End this node's units."""
@@ -202,7 +213,7 @@ def main() -> None:
         doors.keep_closed()
         before = keep(side.turn(), before)
         notify("WATCHDOG=1", f"STATUS={before['phase']}: {before['reason']}"[:200])
-        over.wait(TURN)
+        over.wait(QUICK if clock.now() - side.changed < LIVELY else TURN)
     notify("STOPPING=1", "STATUS=ends what it started")
     side.end()
 

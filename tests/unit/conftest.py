@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("shared-host", deadline=None)  # another's load on this host is no bug of ours
+# another's load on this host is no bug of ours
+hypothesis.settings.register_profile(
+    "shared-host", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("shared-host")
 
 
