@@ -16,6 +16,9 @@ from serve.onnode.wanted import Wanted
 
 SYNC = 3.0
 """Seconds that are waited for dirty pages."""
+ROOM = 4 << 30
+"""Bytes that stay free besides what the service needs, where the page cache is left as it is: for what starts around it
+and for the files that are read meanwhile."""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -81,11 +84,14 @@ class Agent:
         _out("systemctl", "start", "--no-block", f"{name}.service")
 
     def _prepare(self) -> None:
-        """Make room: what killed ranks have left, and the page cache, which vLLM may take for memory in use."""
+        """Make room: what killed ranks have left, and the page cache where vLLM could take it for memory in use."""
         self._notes.clear()
         swept = shm.sweep(pwd.getpwnam(self._wanted.user).pw_uid)
         if swept:
             self._notes["shm"] = f"removed {len(swept)} segments of shared memory that a killed rank left"
+        needed = self._wanted.memory.get(self._wanted.node, 0)
+        if needed and memory.free() > needed + ROOM:
+            return  # libraries and weights are read from the page cache, and nobody misses the memory
         self._write_back()
         try:
             DROP_CACHES.write_text("3\n", encoding="ascii")

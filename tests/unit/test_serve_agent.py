@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.onnode import agent, shm
+from serve.onnode import agent, memory, shm
 from serve.onnode.agent import Agent
 from serve.onnode.decide import Order, Unit
 from tests.unit.simulated_nodes import wanted
@@ -68,7 +68,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for module, name in ((agent, "DROP_CACHES"), (shm, "FOLDER")):
         monkeypatch.setattr(module, name, tmp_path / "other" / name)
     (tmp_path / "other" / "FOLDER").mkdir(parents=True)
-    monkeypatch.setattr(os, "sync", lambda: None)
+    monkeypatch.setattr(memory, "free", lambda: 0)
     return Machine(tmp_path)
 
 
@@ -174,6 +174,16 @@ class TestReporting:
         node.obey(Order("g1", 7, (HEAD,)))
         assert node.report(1.0).notes == ("page cache not dropped, but of our own files: No such file or directory",)
         assert machine.said() == started(HEAD)
+
+    @pytest.mark.parametrize(("free", "needed", "dropped"), [(6, 1, 0), (5, 1, 1), (6, 2, 1), (100, 0, 1)])
+    def test_the_page_cache_is_left_where_more_than_enough_is_free(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch, free: int, needed: int, dropped: int
+    ) -> None:
+        drop = machine.folder / "drop_caches"
+        monkeypatch.setattr(agent, "DROP_CACHES", drop)
+        monkeypatch.setattr(memory, "free", lambda: free << 30)
+        Agent(replace(WANTED, memory={WANTED.node: needed << 30}), 0).obey(Order("g1", 7, (HEAD,)))
+        assert drop.exists() == dropped, "where nobody knows what is needed, it is dropped"
 
     def test_what_killed_ranks_left_is_removed_before_a_start_and_said(self, machine: Machine) -> None:
         (machine.folder / "other" / "FOLDER" / "psm_left").write_bytes(b"x")

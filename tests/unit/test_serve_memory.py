@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.onnode import memory
-from serve.onnode.memory import available, in_group
+from serve.onnode.memory import available, free, in_group
 from tests.unit.samples import capture
 
 GIB = 2**30
@@ -53,6 +53,15 @@ def test_a_container_has_the_lesser_of_both(monkeypatch: pytest.MonkeyPatch) -> 
     texts = {"/proc/meminfo": f"MemAvailable: {9 * 2**20} kB\n", limit: f"{5 * GIB}", usage: f"{GIB}"}
     monkeypatch.setattr(memory, "_read", lambda path: texts.get(path, ""))
     assert available() == 4 * GIB
+
+
+def test_what_is_free_is_without_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, usage, stat = memory.GROUPS[0]
+    texts = {"/proc/meminfo": f"MemFree: {9 * 2**20} kB\nMemAvailable: {10 * 2**20} kB\n"}
+    monkeypatch.setattr(memory, "_read", lambda path: texts.get(path, ""))
+    assert free() == 9 * GIB
+    texts |= {limit: f"{5 * GIB}", usage: f"{3 * GIB}", stat: f"active_file {GIB}\ninactive_file {GIB}\n"}
+    assert free() == 2 * GIB
 
 
 def test_this_host_has_some() -> None:
