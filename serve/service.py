@@ -232,7 +232,7 @@ def _token(service: Service, generation: str) -> tuple[Step, ...]:
         argv=ready.look_argv(),
         accept=partial(ready.serves, generation=generation),
         failure=ready.too_slow,
-        interval=0.5,
+        interval=0.25,
         timeout=service.profile.ready_timeout,
     )
     return (step,)

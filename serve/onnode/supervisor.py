@@ -22,7 +22,7 @@ from serve.onnode.decide import Order, Phase, State
 from serve.onnode.notify import notify
 from serve.onnode.wanted import CREDENTIALS, SERVICE, Wanted, parse
 
-TURN, QUICK = 0.5, 0.2
+TURN, QUICK = 0.5, 0.1
 """Seconds between two looks, and while something happens: a start is a chain of looks and orders."""
 LIVELY = 10.0
 """Seconds after a change within which the next one is expected."""
