@@ -84,7 +84,8 @@ def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
     except _UNREADABLE as error:
         raise _unreadable(archive, error) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # zipfile seeks to where a damaged entry points, be it before the beginning
+        # zipfile seeks to where a damaged entry points, be it before the beginning; bz2's own errors have no number
+        if error.errno not in (errno.EINVAL, None):
             raise
         raise _unreadable(archive, error) from error
 

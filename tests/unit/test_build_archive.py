@@ -195,6 +195,16 @@ def test_a_zip_whose_entries_point_before_its_beginning_is_refused(tmp_path: Pat
         unpack(archive, tmp_path / "out")
 
 
+def test_a_zip_whose_entry_is_not_what_it_says_to_be_compressed_by_is_refused(tmp_path: Path) -> None:
+    """Found by the test below: bz2 says so by an OSError without a number."""
+    archive = zip_file(tmp_path / "a", ("p/x", b"12", 0o100644), ("p/l", b"x", 0o120777))
+    body = bytearray(archive.read_bytes())
+    body[body.index(b"PK\1\2") + 10] = zipfile.ZIP_BZIP2
+    archive.write_bytes(body)
+    with pytest.raises(BuildFailed, match="cannot be unpacked"):
+        unpack(archive, tmp_path / "out")
+
+
 @given(st.data())
 def test_changed_bytes_never_do_more_than_fail(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Whatever the bytes are: an archive is unpacked into its folder, or refused with our error."""
