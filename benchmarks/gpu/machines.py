@@ -29,9 +29,10 @@ GUIDE = ("--gpu-memory-utilization", "0.80", "--max-model-len", "4096")
 MULTI = ("--nnodes", "2", "--master-addr", FABRIC[A], "--master-port", "29501")
 VLLM_UNIT, RAY_UNIT, BALANCE_UNIT = UNITS = ("bench-vllm", "bench-ray", "bench-balance")
 MACHINES = Path("/opt/machines")
-# the ranks of a machine, by their own titles, out of our units' control groups
+# the ranks of a machine, by their own titles, out of the units' control groups
 KILL_RANK = """
-for p in $(cat /sys/fs/cgroup/system.slice/bench-*.service/cgroup.procs); do
+for p in $(cat /sys/fs/cgroup/system.slice/*.service/cgroup.procs); do
+    [ -e /proc/$p/cmdline ] || continue  # it has ended meanwhile
     title=$(tr '\\0' ' ' < /proc/$p/cmdline)
     case $title in VLLM::Worker*|ray::RayWorker*) kill -KILL $p; echo $p $title;; esac
 done

@@ -19,21 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.machines import KILL_RANK, B, gpu_memory, ssh
 from core.process import run
 
 HERE = Path("benchmarks/gpu")
 PAIR, ONE = str(HERE / "pair.toml"), str(HERE / "one.toml")
 SUITE = str(HERE / "suite.toml")
 INVOKE = str(Path(sys.executable).parent / "invoke")
-WORKER = "192.168.34.101"
-# the rank of a machine, by its own title, out of our units' control groups
-KILL_RANK = """
-for p in $(cat /sys/fs/cgroup/system.slice/sparkstack-*.service/cgroup.procs); do
-    [ -e /proc/$p/cmdline ] || continue  # it is of another machine of the host
-    title=$(tr '\\0' ' ' < /proc/$p/cmdline)
-    case $title in VLLM::Worker*|ray::RayWorker*) kill -KILL $p; echo $p $title;; esac
-done
-"""
 
 
 @dataclass(frozen=True)
@@ -66,11 +58,11 @@ def measured(name: str, cluster: str, suite: str, out: Path) -> Command:
     return Command(f"bench-{name}", words, least=60)
 
 
-def beginning(first: str) -> tuple[Command, ...]:
+def beginning(first: str, out: Path) -> tuple[Command, ...]:
     """From two bare machines to a release on both."""
     return (
         Command("trust", ("trust", "-c", PAIR, "--yes"), needed=True),
-        Command("facts", ("facts", "-c", PAIR, "--save", "/root/kept/facts.json")),
+        Command("facts", ("facts", "-c", PAIR, "--save", str(out / "facts.json"))),
         Command("build-wheels", ("build-wheels", "-c", PAIR), needed=True),
         Command("deploy", ("deploy", "-c", PAIR), needed=True),
         Command("doctor", ("doctor", "-c", PAIR, "-p", profile(first), "--link"), fine=(0, 25, 29)),
@@ -93,14 +85,14 @@ class Host:
     def run(self, command: Command) -> bool:
         """Run a command of the suite; whether it ended well. Raises SystemExit where what follows needs it."""
         if self.left < command.least:
-            self._note(command.name, {"not run": f"{self.left:.0f} s are left"})
+            self.note(command.name, {"not run": f"{self.left:.0f} s are left"})
             return False
         began, log = time.monotonic(), self.out / f"{len(self.done):02d}-{command.name}.log"
         done = run([INVOKE, *command.words], check=False)
         log.write_text(done.out + done.err, encoding="utf-8")
         fine = done.code in command.fine
         seconds = round(time.monotonic() - began, 1)
-        self._note(command.name, {"words": command.words, "code": done.code, "seconds": seconds})
+        self.note(command.name, {"words": command.words, "code": done.code, "seconds": seconds})
         if not fine:
             print(done.tail(40), flush=True)
             if command.needed:
@@ -108,41 +100,28 @@ class Host:
                 raise SystemExit(1)
         return fine
 
-    def _note(self, name: str, what: dict[str, Any]) -> None:
+    def note(self, name: str, what: dict[str, Any]) -> None:
+        """Keep and print what became of a command."""
         self.done.append({"name": name, "at": time.strftime("%H:%M:%S"), **what})
         (self.out / "commands.json").write_text(json.dumps(self.done, indent=1))
         print(json.dumps(self.done[-1]), flush=True)
 
-    def fault(self, name: str, cluster: str, node: str) -> None:
-        """Kill a rank; keep what the card holds and whether it serves, second by second, until it serves again."""
+    def fault(self, name: str, cluster: str) -> None:
+        """Kill the second machine's rank; keep what the cards hold and whether it serves, until it serves again."""
         if self.left < 150:
-            self._note(f"fault-{name}", {"not run": f"{self.left:.0f} s are left"})
+            self.note(f"fault-{name}", {"not run": f"{self.left:.0f} s are left"})
             return
-        rows, began = [{"at": 0.0, "memory_mib": card_memory(), "status": "before"}], time.monotonic()
-        killed = ssh(node, KILL_RANK)
+        rows, began = [{"at": 0.0, "memory_mib": gpu_memory(), "status": "before"}], time.monotonic()
+        killed = ssh(B, KILL_RANK, root=True).stdout
         while (after := time.monotonic() - began) < 240:
-            memory = card_memory()
+            memory = gpu_memory()
             code = run([INVOKE, "status", "-c", cluster], check=False).code
             rows.append({"at": round(after, 1), "memory_mib": memory, "status": code})
             if code == 0 and any(row["status"] not in (0, "before") for row in rows):
                 break
             time.sleep(1)
         (self.out / f"fault-{name}.json").write_text(json.dumps({"killed": killed, "rows": rows}, indent=1))
-        self._note(f"fault-{name}", {"killed": killed.strip(), "back after": rows[-1]["at"]})
-
-
-def ssh(node: str, script: str) -> str:
-    """Run a shell script as root on a machine; return what it printed."""
-    argv = ["ssh", "-i", "/root/k", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    argv += ["-o", "LogLevel=ERROR", f"gx10@{node}", "sudo sh -s"]
-    done = run(argv, stdin=script, timeout=60, check=False)
-    return done.out + done.err
-
-
-def card_memory() -> list[int]:
-    """Return MiB in use on each card."""
-    argv = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return [int(line) for line in run(argv, timeout=30).out.split() if line.isdecimal()]
+        self.note(f"fault-{name}", {"killed": killed.strip(), "back after": rows[-1]["at"]})
 
 
 def both(host: Host, names: Sequence[str], suite: str) -> None:
@@ -152,7 +131,7 @@ def both(host: Host, names: Sequence[str], suite: str) -> None:
         if host.run(serve):
             host.run(look)
             host.run(measured(name, PAIR, suite, host.out))
-            host.fault(name, PAIR, WORKER)
+            host.fault(name, PAIR)
         host.run(Command(f"logs-{name}", ("logs", "-c", PAIR), fine=(0, 40)))
 
 
@@ -177,11 +156,11 @@ def main() -> None:
     given = parser.parse_args()
     pair, suite = (("shared-ray", "shared-mp"), "quick") if given.cards == 1 else (("guide", "mp-graphs"), SUITE)
     host = Host(Path(given.out), given.seconds)
-    for command in beginning(pair[0]):
+    for command in beginning(pair[0], host.out):
         host.run(command)
     both(host, pair, suite)
     host.run(Command("stop", ("stop", "--all", "-c", PAIR)))
-    host._note("cards", {"memory_mib": card_memory()})
+    host.note("cards", {"memory_mib": gpu_memory()})
     if given.cards == 1:
         alone(host, ("one-graphs", "one-eager"))
     (host.out / "done").write_text("done\n")

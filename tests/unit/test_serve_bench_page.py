@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def seen(text: str, folder: Path, *, width: int = 1280, night: bool = False) -> 
     return answer
 
 
+@cache
 def pages() -> dict[str, str]:
     measured = sorted((ROOT / "docs" / "results").glob("*.json"))
     return {
