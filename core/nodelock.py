@@ -41,33 +41,30 @@ _HOLD = """
 import errno, json, os, select, socket, struct, sys, time
 name, said, patience = "\\0" + sys.argv[1], sys.argv[2].encode(), float(sys.argv[3])
 def holder():
+    pid = 0
     with socket.socket(socket.AF_UNIX) as other:
         other.settimeout(5)
         try:
             other.connect(name)
             pid = struct.unpack("3i", other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        except OSError as error:
-            return None if error.errno == errno.ECONNREFUSED else {"holder": "", "pid": 0}
-        try:
             return {"holder": other.makefile(errors="replace").read(4096), "pid": pid}
         except OSError:
             return {"holder": "", "pid": pid}
 if not select.select([0], [], [], patience)[0] or not os.read(0, 1):
     sys.exit()
-lock, other = socket.socket(socket.AF_UNIX), None
-for attempt in range(10):
+lock, other, until = socket.socket(socket.AF_UNIX), None, time.monotonic() + 1
+while True:
     try:
         lock.bind(name)
+        other = None
         break
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
     other = holder()
-    if other:
+    if other["holder"] or time.monotonic() > until:
         break
-    time.sleep(0.1)  # its holder is just beginning, or ending
-else:
-    other = {"holder": "", "pid": 0}
+    time.sleep(0.1)  # one that says nothing is just beginning, or ending
 if other:
     print(json.dumps({"held": False, **other}), flush=True)
     sys.exit()

@@ -11,7 +11,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -86,16 +88,17 @@ def goes_on(shop: Workshop) -> None:
     assert shop.jobs() == []
 
 
-def namespace(pid: int | str) -> str:
+def namespace(process: str | Path) -> int:
+    """Return the number of a process's mount namespace; 0 of one that has ended."""
     try:
-        return str(Path(f"/proc/{pid}/ns/mnt").readlink())
-    except OSError:  # it has ended
-        return ""
+        return (Path("/proc") / process / "ns" / "mnt").stat().st_ino
+    except OSError:
+        return 0
 
 
-def processes_in(space: str) -> list[Path]:
+def processes_in(space: int) -> list[Path]:
     """Return the processes of a mount namespace, as their folders in /proc."""
-    return [folder for folder in Path("/proc").glob("[0-9]*") if namespace(folder.name) == space]
+    return [folder for folder in Path("/proc").glob("[0-9]*") if namespace(folder) == space]
 
 
 def compiles_a_part(process: Path) -> bool:
@@ -109,23 +112,37 @@ def compiles_a_part(process: Path) -> bool:
 
 def compilers_of(started: Started) -> list[Path]:
     """Return the compilers of a command: they carry no mark, because a build's environment is its recipe's alone."""
-    spaces = {namespace(pid) for pid in left_of(started.mark)} - {namespace("self"), ""}
+    spaces = {namespace(str(pid)) for pid in left_of(started.mark)} - {namespace("self"), 0}
     return [process for space in spaces for process in processes_in(space) if compiles_a_part(process)]
 
 
-def compiles(started: Started) -> tuple[list[Path], str]:
-    """Wait until the build compiles; return its compilers and the namespace that it runs in."""
-    found: list[Path] = []
+def opened(process: Path) -> BinaryIO | None:
+    """Open the mount namespace of a process; None of one that has ended."""
+    try:
+        return (process / "ns" / "mnt").open("rb", buffering=0)
+    except OSError:
+        return None
+
+
+@contextmanager
+def compiling(started: Started) -> Iterator[tuple[list[Path], int]]:
+    """Wait until the build compiles; give its compilers and the number of the namespace that it runs in.
+
+    The namespace is kept open meanwhile: the number of one that is gone goes to the next that anybody makes.
+    """
+    found, held = list[Path](), list[BinaryIO]()
 
     def look() -> bool:
         found[:] = compilers_of(started)
-        return bool(found and namespace(found[0].name))
+        held[:] = filter(None, map(opened, found[:1]))
+        return bool(held)
 
     started.reaches(look, "it never compiled")
-    return found, namespace(found[0].name)
+    with held[0] as space:
+        yield found, os.fstat(space.fileno()).st_ino
 
 
-def ended(space: str, seconds: float = 5) -> bool:
+def ended(space: int, seconds: float = 5) -> bool:
     """Wait until nothing is left of a namespace."""
     until = time.monotonic() + seconds
     while processes_in(space) and time.monotonic() < until:
@@ -134,19 +151,17 @@ def ended(space: str, seconds: float = 5) -> bool:
 
 
 def test_a_compiler_that_is_killed_ends_the_build_and_the_next_run_goes_on(shop: Workshop) -> None:
-    with shop.invoke.begin(*BUILD) as started:
-        compilers, space = compiles(started)
+    with shop.invoke.begin(*BUILD) as started, compiling(started) as (compilers, space):
         os.kill(int(compilers[0].name), signal.SIGKILL)
         done = started.ended()
+        assert ended(space)
     assert_refused(done, 30, "build slow-1.0", "cc1plus", "most likely out of memory", LOG)
-    assert ended(space)
     assert nothing_made(shop)
     goes_on(shop)
 
 
 def test_ctrl_c_ends_every_compiler_and_the_next_run_goes_on(shop: Workshop) -> None:
-    with shop.invoke.begin(*BUILD) as started:
-        _, space = compiles(started)
+    with shop.invoke.begin(*BUILD) as started, compiling(started) as (_, space):
         started.interrupt()
         done = started.ended()
         assert ended(space)
@@ -156,8 +171,7 @@ def test_ctrl_c_ends_every_compiler_and_the_next_run_goes_on(shop: Workshop) -> 
 
 
 def test_no_compiler_outlives_a_command_that_is_killed_and_the_next_run_goes_on(shop: Workshop) -> None:
-    with shop.invoke.begin(*BUILD) as started:
-        _, space = compiles(started)
+    with shop.invoke.begin(*BUILD) as started, compiling(started) as (_, space):
         started.process.kill()
         assert ended(space)
         assert started.ended().code == -signal.SIGKILL
@@ -168,8 +182,7 @@ def test_no_compiler_outlives_a_command_that_is_killed_and_the_next_run_goes_on(
 
 def test_a_disk_that_fills_up_is_told_as_such_and_the_next_run_goes_on(shop: Workshop) -> None:
     jobs = shop.folder / ".work" / "build"
-    with mounted(jobs, "400m"), shop.invoke.begin(*BUILD) as started:
-        compiles(started)
+    with mounted(jobs, "400m"), shop.invoke.begin(*BUILD) as started, compiling(started):
         fill(jobs / "filler")
         done = started.ended()
     assert_refused(
@@ -202,8 +215,7 @@ def test_a_development_build_takes_from_ccache_and_one_for_a_release_does_not(sh
     kept = hits(shop)
     assert kept > 0
     assert shop.manifest("brief", os.uname().machine)["slow"]["development"]
-    with shop.invoke.begin(*BUILD) as started:
-        compiles(started)
+    with shop.invoke.begin(*BUILD) as started, compiling(started):
         assert started.ended(300).code == 0
     assert hits(shop) == kept
     assert not shop.manifest("brief", os.uname().machine)["slow"]["development"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -135,6 +138,17 @@ def test_a_holder_that_does_not_answer_is_another_command(name: str) -> None:
     finally:
         lock.close()
     assert free(name)
+
+
+@pytest.mark.processes
+def test_a_holder_that_ends_just_as_it_is_asked_is_none(name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as ending:
+        ending.bind(f"\0{name}")
+        ending.listen()
+        asked = Thread(target=lambda: select.select([ending], [], [], 10) and ending.close())
+        asked.start()
+        with take(name):
+            asked.join()
 
 
 @contextmanager
