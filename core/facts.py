@@ -63,6 +63,8 @@ class NodeFacts:
     """Path to content of the suite's own units and environment files."""
     processes: tuple[parsers.Process, ...]
     listening: tuple[parsers.Listener, ...] = ()
+    port_range: tuple[int, int] = parsers.port_range("")
+    """The first and the last port that the kernel gives to who asks for any."""
     state: Mapping[str, Any] = field(default_factory=dict)
     """What the node's supervisor says of the service (serve/onnode/record.py); empty where none runs."""
     live: Mapping[str, Any] = field(default_factory=dict)
@@ -267,6 +269,7 @@ def parse(name: str, capture: Capture) -> NodeFacts:
         files=reader.files("own"),
         processes=reader.out("processes", parsers.processes),
         listening=reader.out("listening", parsers.listeners),
+        port_range=reader.parsed("port_range", parsers.port_range, reader.file("port_range")),
         state=parsers.record_or_none(reader.file("state")),
         live=parsers.record_or_none(reader.file("live")),
         lingers=bool(reader.files("linger")),

@@ -328,6 +328,15 @@ def listeners(text: str) -> tuple[Listener, ...]:
     return tuple(Listener(address.strip("[]"), int(port)) for address, _, port in pairs if port.isdecimal())
 
 
+def port_range(text: str) -> tuple[int, int]:
+    """Parse /proc/sys/net/ipv4/ip_local_port_range: the first and the last port that the kernel chooses from.
+
+    Linux's own where nothing was read (https://docs.kernel.org/networking/ip-sysctl.html).
+    """
+    first, last = text.split() or (32768, 60999)
+    return int(first), int(last)
+
+
 def record(text: str) -> dict[str, Any]:
     """Parse a JSON object."""
     found = json.loads(text)

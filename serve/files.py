@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -76,7 +76,7 @@ def _values(service: Service, node: Node, seen: NodeFacts) -> dict[str, Any]:
         "ray": python.parent / "ray",
         "worker_ports": WORKER_PORTS,
         "fabric": fabric_interface(cluster, node, seen),
-        "closed": closed_ports(cluster),
+        "closed": closed_ports(cluster, seen),
         "engine_url": cluster.engine_url.removesuffix("/v1"),
         "model_name": exec_word(service.profile.served_names[0]),
         "vllm": continued(vllm_argv(service)),
@@ -85,20 +85,31 @@ def _values(service: Service, node: Node, seen: NodeFacts) -> dict[str, Any]:
     }
 
 
-def closed_ports(cluster: Cluster) -> tuple[str, ...]:
+def closed_ports(cluster: Cluster, seen: NodeFacts) -> tuple[str, ...]:
     """Return the TCP ports that only the fabric may reach, as nft writes ranges (docs/ports.md).
 
-    The last ones are those that Linux gives to who asks for any: PyTorch's store of a Ray executor listens at one
-    (net.ipv4.ip_local_port_range, https://docs.kernel.org/networking/ip-sysctl.html). Answers to our own connections
-    are let in before.
+    Those that the node's kernel gives to who asks for any are among them: PyTorch's store of a Ray executor listens at
+    one. Answers to our own connections are let in before.
     """
-    return (
-        f"{cluster.ray_port}-{cluster.ray_port + RAY_PORTS - 1}",
-        f"10001-{WORKER_PORTS[1]}",
-        str(cluster.master_port),
-        str(cluster.supervision.port),
-        "32768-60999",
+    ranges = (
+        (cluster.ray_port, cluster.ray_port + RAY_PORTS - 1),
+        (10001, WORKER_PORTS[1]),
+        (cluster.master_port, cluster.master_port),
+        (cluster.supervision.port, cluster.supervision.port),
+        seen.port_range,
     )
+    return tuple(str(first) if first == last else f"{first}-{last}" for first, last in merged(ranges))
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges that share nothing: nft takes no others in one set."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
 
 
 def _wanted(service: Service, node: Node, facts: Facts) -> dict[str, Any]:

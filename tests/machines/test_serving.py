@@ -10,6 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from core.config import ROOT
+from core.facts import gather
+from core.question import Question
+from core.remote import Hosts
 from lab.demo import QUESTION
 from lab.model import expected_answer
 from serve.files import closed_ports
@@ -112,14 +115,16 @@ def test_only_ssh_and_the_api_can_be_reached_over_management(lab: Lab, serving: 
     """What docs/ports.md says: a few of Ray's ports listen on every interface, and the firewall keeps them closed."""
     assert serving
     cluster = lab.cluster
-    closed = {
-        port
-        for word in closed_ports(cluster)
-        for first, _, last in [word.partition("-")]
-        for port in range(int(first), int(last or first) + 1)
-    }
+    with Hosts(cluster) as hosts:
+        facts = gather(hosts, cluster, Question()).parsed()
     for name in (A, B):
         node = cluster.node(name)
+        closed = {
+            port
+            for word in closed_ports(cluster, facts[name])
+            for first, _, last in [word.partition("-")]
+            for port in range(int(first), int(last or first) + 1)
+        }
         listeners = {tuple(line.split()[3].rsplit(":", 1)) for line in lab.output(name, "ss -Hltn").splitlines()}
         plain = {(address.strip("[]").removeprefix("::ffff:"), int(port)) for address, port in listeners}
         on_management = {port for address, port in plain if address == str(node.management)}

@@ -242,6 +242,11 @@ def test_listeners_are_read_on_both_families() -> None:
     assert Listener("*", 6379) in parsers.listeners(out("listening"))
 
 
+def test_the_range_of_chosen_ports_is_linuxs_own_where_nobody_says() -> None:
+    assert parsers.port_range("1024\t65535\n") == (1024, 65535)
+    assert parsers.port_range("") == (32768, 60999)
+
+
 def test_what_somebody_else_wrote_is_shown_on_one_line() -> None:
     assert parsers.shown("a\nproblem: b\x1b[2J\u2028c\u202ed é") == "a problem: b [2J c d é"
 
@@ -257,6 +262,7 @@ TEXT_PARSERS: dict[str, Callable[[str], Any]] = {
     "os_release": parsers.os_release,
     "glibc": parsers.glibc,
     "disk_free": parsers.disk_free,
+    "port_range": parsers.port_range,
     "interfaces": lambda text: parsers.interfaces(
         text, {"/sys/class/net/a/mtu": text}, {"/sys/class/net/a/speed": text}
     ),

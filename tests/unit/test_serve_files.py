@@ -28,6 +28,7 @@ from serve.files import (
     exec_word,
     files_of,
     memory,
+    merged,
     present,
     stale,
 )
@@ -147,14 +148,27 @@ class TestWanted:
 
 class TestPorts:
     def test_every_port_of_ours_but_the_apis_is_closed_outside_of_the_fabric(self) -> None:
-        assert closed_ports(local()) == ("6379-6381", "10001-19999", "29501", "29779", "32768-60999")
+        seen = lab_facts()["lab-a"]
+        assert closed_ports(local(), seen) == ("6379-6381", "10001-19999", "29501", "29779", "32768-60999")
+
+    def test_what_a_node_gives_to_who_asks_for_any_port_is_read_from_it(self) -> None:
+        facts = {name: replace(seen, port_range=(15000, 65535)) for name, seen in lab_facts().items()}
+        closed = "tcp dport { 6379-6381, 10001-65535 } reject"
+        assert [closed in found[FIREWALL] for found in files_of(service(), facts).values()] == [True, True]
+
+    @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 9)).map(lambda pair: (pair[0], sum(pair)))))
+    def test_ranges_that_are_merged_hold_the_same_ports_and_share_none(self, ranges: list[tuple[int, int]]) -> None:
+        def ports(found: list[tuple[int, int]]) -> list[int]:
+            return [port for first, last in found for port in range(first, last + 1)]
+
+        assert ports(merged(ranges)) == sorted(set(ports(ranges)))
 
     def test_the_fabric_and_the_machine_itself_are_let_in_and_the_rest_is_refused(self) -> None:
         for node in NODES:
             text = files(service(), node)[FIREWALL]
             assert 'iifname { "lo", "fab0" } accept' in text
             assert "tcp dport { 22, 8000 } accept" in text
-            assert f"tcp dport {{ {', '.join(closed_ports(local()))} }} reject" in text
+            assert f"tcp dport {{ {', '.join(closed_ports(local(), lab_facts()[node]))} }} reject" in text
 
 
 class TestQuoting:
