@@ -131,7 +131,7 @@ def test_management_lets_in_ssh_and_the_api_only_and_the_fabric_is_open(lab: Lab
 def test_what_the_firewall_refuses_fails_at_once(lab: Lab) -> None:
     started = time.monotonic()
     assert not opens(lab.cluster.node(A).management, 9999)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4, "it waited for an answer"
 
 
 def test_a_cut_cable_is_seen_and_heals(lab: Lab) -> None:
