@@ -10,14 +10,15 @@ from core.plan import Run, Step
 from core.units import VLLM, runs
 
 SIGN = "/run/sparkstack/drain"
-"""While it is there the guard refuses new requests."""
+"""While it is there and not old, the guard refuses new requests: who waits keeps it fresh (serve/onnode/guard.py)."""
 
 # What the guard has let in is counted to the end of its answer.
 _WAIT = """
-import json, sys, time
-patience = float(sys.argv[1])
+import json, os, sys, time
+patience, sign = float(sys.argv[1]), sys.argv[2]
 deadline = time.monotonic() + patience
 while True:
+    os.utime(sign)
     try:
         with open("/run/sparkstack-vllm/live.json") as file:
             live = json.load(file)
@@ -46,7 +47,8 @@ def steps(cluster: Cluster, facts: Facts, patience: float) -> Iterator[Step]:
         node=head,
         title="wait for running requests",
         reason=f"up to {patience:g} s (--drain), then they are ended",
-        argv=("python3", "-I", "-S", "-c", _WAIT, str(patience)),
+        argv=("python3", "-I", "-S", "-c", _WAIT, str(patience), SIGN),
+        privileged=True,
         timeout=patience + 30,
     )
 

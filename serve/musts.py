@@ -32,13 +32,20 @@ OURS = {
     "--node-rank": "it is the node's place in the cluster",
     "--master-addr": "it is the head's fabric address",
     "--master-port": "the cluster's key master_port",
+    "--api-server-count": "the guard counts what runs, and there has to be one of it",
     "--headless": "workers have it by themselves",
     "--ssl-keyfile": "invoke serve --tls",
     "--ssl-certfile": "invoke serve --tls",
     "--uds": "the cluster's [api] says where it listens",
 }
 """Options that the suite gives itself, and what takes their place in the configuration."""
-SHORT = {"-pp": "--pipeline-parallel-size", "-tp": "--tensor-parallel-size", "-n": "--nnodes", "-r": "--node-rank"}
+SHORT = {
+    "-asc": "--api-server-count",
+    "-pp": "--pipeline-parallel-size",
+    "-tp": "--tensor-parallel-size",
+    "-n": "--nnodes",
+    "-r": "--node-rank",
+}
 """Other names that vLLM has for them."""
 WATCHED = ("--disable-log-stats",)
 """Options that take away what the watchdog looks at."""
@@ -55,6 +62,7 @@ def violations(service: Service) -> Iterator[tuple[str, str]]:
     yield from _flags(service)
     yield from _channel(service)
     yield from _addresses(service)
+    yield from _keys(service)
     if service.stack.cuda is None and service.profile.pipeline_parallel > 1 and _eager(service):
         yield (
             "--enforce-eager on CPUs with two stages: the warm-up is skipped, and every completion answers 500",
@@ -73,6 +81,12 @@ def _flags(service: Service) -> Iterator[tuple[str, str]]:
             yield f"flags holds {word}, which the suite gives itself", OURS[ours]
         if word in WATCHED:
             yield f"flags holds {word}: the watchdog would see no token move", "remove it"
+
+
+def _keys(service: Service) -> Iterator[tuple[str, str]]:
+    given = {**service.stack.environment, **service.profile.environment}
+    if "VLLM_API_KEY" in given:
+        yield "VLLM_API_KEY is set: everybody on the node can read it", "remove it: invoke key.rotate makes a key"
 
 
 def _channel(service: Service) -> Iterator[tuple[str, str]]:

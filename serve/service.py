@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -53,14 +53,15 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
     notes = (*deviations(service, facts), *(f"doubtful: {doubt}" for doubt in doubts(service)))
     if not (changed or keys or down or over or wish.restart):
         wait = () if ready.serving(facts[cluster.head.name], generation) else _token(service, generation)
-        return make_plan(title, [(FIRST_TOKEN, wait)], notes if wait else ())
+        boot = tuple(step for node in cluster.nodes for step in _at_boot(cluster, node, facts[node.name]))
+        return make_plan(title, [("start at boot", boot), (FIRST_TOKEN, wait)], notes if wait else ())
     why = "restart was asked for" if wish.restart else "what runs is not what is wanted"
     return make_plan(
         title,
         [
             # where nothing runs nothing can be lost by a wrong one: vLLM refuses it itself, and sooner
             ("check the flags", (flags.check_step(service),) if changed and _anything(cluster, facts) else ()),
-            *stop_stages(cluster, facts, why, wish.drain),
+            *stop_stages(cluster, facts, why, wish.drain, partial(_kept, cluster)),
             ("secrets", keys),
             (CONFIGURE, (step for node in changed for step in _configure(node, files[node.name], facts[node.name]))),
             (
@@ -69,13 +70,14 @@ def plan_serve(service: Service, facts: Facts, fresh: Secrets, wish: Wish = Wish
             ),
             (
                 START,
-                (step for node in cluster.nodes for step in _start(cluster, node, proxied=_proxied(cluster, node))),
+                (step for node in cluster.nodes for step in _start(cluster, node, _kept(cluster, node))),
             ),
             (FIRST_TOKEN, _token(service, generation)),
         ],
         notes,
         undo={
             "drain": drain.undo(cluster, facts),
+            "stop": tuple(_on_again(cluster, facts)),
             CONFIGURE: tuple(_back(service, facts, files, changed)),
         },
     )
@@ -148,10 +150,21 @@ def _model_command(service: Service) -> str:
     return command or f"put the model's files into {service.model} on every node"
 
 
+def _kept(cluster: Cluster, node: Node) -> tuple[str, ...]:
+    """Return what is kept running on the node: its supervisor, and on the head the proxy where there is one."""
+    return (SUPERVISOR, PROXY) if cluster.api.tls is not None and node == cluster.head else (SUPERVISOR,)
+
+
 def _supervised(service: Service, node: Node, seen: NodeFacts) -> bool:
-    """Whether what is kept running on the node runs: its supervisor, and on the head the proxy where there is one."""
-    proxied = not _proxied(service.cluster, node) or runs(seen, PROXY)
-    return runs(seen, SUPERVISOR) and proxied
+    return all(runs(seen, name) for name in _kept(service.cluster, node))
+
+
+def _at_boot(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Step]:
+    """Enable what runs and would not come back: `invoke stop` was cut off."""
+    units = [name for name in _kept(cluster, node) if not seen.units[name].enabled]
+    if units:
+        argv = ("systemctl", "enable", "--quiet", *units)
+        yield _root(node, f"enable {', '.join(units)}", "it runs, and no boot would start it", argv)
 
 
 def _configure(node: Node, files: Mapping[PurePosixPath, str], seen: NodeFacts) -> Iterator[Step]:
@@ -169,11 +182,12 @@ def _configure(node: Node, files: Mapping[PurePosixPath, str], seen: NodeFacts) 
 def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> Iterator[Step]:
     """Bring back what served before: on each node its files, then its supervisor."""
     cluster = service.cluster
-    if not changed or ready.fresh(facts[cluster.head.name]).get("phase") != "serving":
+    if not changed or not _served(cluster, facts):
         return
     for node in cluster.nodes:
         seen, new = facts[node.name], files[node.name]
         proxies = [PROXY] if UNIT in new else []
+        before = [SUPERVISOR, PROXY] if str(UNIT) in seen.files else [SUPERVISOR]
         differ = [path for path in lacking(new, seen) if str(path) in seen.files]
         gone = [PurePosixPath(path) for path in stale(new, seen)]
         yield _root(
@@ -188,7 +202,19 @@ def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> 
         if added:
             yield _root(node, "remove what was new", "what served before comes back", ("rm", "-f", *added))
         yield _root(node, "reload systemd", "units changed", ("systemctl", "daemon-reload"))
-        yield from _start(cluster, node, proxied=str(UNIT) in seen.files)
+        yield from _start(cluster, node, before)
+
+
+def _on_again(cluster: Cluster, facts: Facts) -> Iterator[Step]:
+    """Start what served, with the files of which nothing was changed yet, or that were brought back."""
+    for node in cluster.nodes if _served(cluster, facts) else ():
+        units = [name for name in (SUPERVISOR, PROXY) if runs(facts[node.name], name)]
+        if units:
+            yield from _start(cluster, node, units)
+
+
+def _served(cluster: Cluster, facts: Facts) -> bool:
+    return ready.fresh(facts[cluster.head.name]).get("phase") == "serving"
 
 
 def _linger(cluster: Cluster, node: Node, seen: NodeFacts) -> Iterator[Step]:
@@ -214,14 +240,9 @@ def _root(node: Node, title: str, reason: str, argv: tuple[str, ...]) -> Run:
     return Run(node=node.name, title=title, reason=reason, argv=argv, privileged=True)
 
 
-def _start(cluster: Cluster, node: Node, *, proxied: bool) -> Iterator[Step]:
-    units = [SUPERVISOR, *([PROXY] if proxied else [])]
+def _start(cluster: Cluster, node: Node, units: Sequence[str]) -> Iterator[Step]:
     why = "it starts the ranks, now and at each boot" if node == cluster.head else "it obeys the head's"
     yield _root(node, f"enable and start {', '.join(units)}", why, ("systemctl", "enable", "--quiet", "--now", *units))
-
-
-def _proxied(cluster: Cluster, node: Node) -> bool:
-    return cluster.api.tls is not None and node == cluster.head
 
 
 def _token(service: Service, generation: str) -> tuple[Step, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from core.config import Cluster, Node
 from core.ending import GRACE, end_argv
@@ -27,15 +27,26 @@ def plan_stop(cluster: Cluster, facts: Facts, patience: float = 60, *, everythin
     )
 
 
-def stop_stages(cluster: Cluster, facts: Facts, reason: str, patience: float) -> Iterator[tuple[str, tuple[Step, ...]]]:
-    """Let running requests end, then end the supervisors, which end what they started, and whatever is left."""
+def stop_stages(
+    cluster: Cluster,
+    facts: Facts,
+    reason: str,
+    patience: float,
+    again: Callable[[Node], Collection[str]] = lambda _: (),
+) -> Iterator[tuple[str, tuple[Step, ...]]]:
+    """Let running requests end, then end the supervisors, which end what they started, and whatever is left.
+
+    ``again`` are a node's units that are started right after: whatever comes between, the next boot starts them.
+    """
     yield "drain", tuple(drain.steps(cluster, facts, patience))
-    yield "stop", tuple(step for node in cluster.nodes for step in _stop(node, facts[node.name], reason))
+    yield "stop", tuple(step for node in cluster.nodes for step in _stop(node, facts[node.name], reason, again(node)))
 
 
-def _stop(node: Node, seen: NodeFacts, reason: str) -> Iterator[Step]:
+def _stop(node: Node, seen: NodeFacts, reason: str, again: Collection[str]) -> Iterator[Step]:
     units = [name for name in (SUPERVISOR, PROXY, *reversed(ENGINE)) if _there(seen, name)]
-    kept = [name for name in (SUPERVISOR, PROXY) if name in seen.units and seen.units[name].enabled]
+    kept = [
+        name for name in (SUPERVISOR, PROXY) if name not in again and name in seen.units and seen.units[name].enabled
+    ]
     if kept:
         argv = ("systemctl", "disable", "--quiet", *kept)
         yield Run(node=node.name, title="start nothing at boot", reason=reason, argv=argv, privileged=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +15,20 @@ from serve.onnode.decide import DOWN, UP, Order, Seen, Unit
 from serve.onnode.ranks import Ranks
 from serve.onnode.wanted import Wanted
 
+PATIENCE = 20.0
+"""Seconds that systemd may take to answer; it kills a supervisor that is silent for longer (WatchdogSec)."""
+READING = 5.0
+"""Seconds that the journal may take to tell why a unit ended: the others run on meanwhile."""
 SYNC = 3.0
 """Seconds that are waited for dirty pages."""
 ROOM = 4 << 30
 """Bytes that stay free besides what the service needs, where the page cache is left as it is: for what starts around it
 and for the files that are read meanwhile."""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+class Unseen(Exception):
+    """systemd did not say how the units are: it is starting itself anew, or has no time."""
 
 
 class Agent:
@@ -39,9 +48,11 @@ class Agent:
         """Invocation of a unit that has ended to why it did: its journal is read once."""
 
     def report(self, now: float) -> Seen:
-        """Look at the units and the memory."""
-        shows = reasons.shows(_out("systemctl", "show", *self._names(), "-p", ",".join(reasons.PROPERTIES)))
-        units = {name: self._unit(shows.get(name, {})) for name in self._units}
+        """Look at the units and the memory. Raises Unseen: a unit of which nobody tells is not one that has ended."""
+        shows = self._shows()
+        if not set(shows) >= set(self._units):
+            raise Unseen("systemd does not say how the units are")
+        units = {name: self._unit(shows[name]) for name in self._units}
         notes, started = tuple(self._notes.values()), frozenset(self._started)
         return Seen(now, self._wanted.generation, self._serial, units, memory.available(), started, notes)
 
@@ -62,19 +73,20 @@ class Agent:
     def kill(self, names: Sequence[str] = ()) -> None:
         """End units at once: they are of no use without the others, and their clients wait."""
         names = names or self._units
-        shows = reasons.shows(_out("systemctl", "show", *self._names(), "-p", ",".join(reasons.PROPERTIES)))
+        shows = self._shows()
         for name in names:
-            if reasons.active(shows.get(name, {})) not in DOWN:
+            if name not in shows or reasons.active(shows[name]) not in DOWN:
                 _out("systemctl", "kill", "--signal=SIGKILL", f"{name}.service")
                 _out("systemctl", "stop", "--no-block", f"{name}.service")
 
     def end(self) -> None:
         """End the units in order, the API first, and wait for it."""
         for name in reversed(self._units):
-            _out("systemctl", "stop", f"{name}.service")
+            _out("systemctl", "stop", f"{name}.service", timeout=120)
 
-    def _names(self) -> list[str]:
-        return [f"{name}.service" for name in self._units]
+    def _shows(self) -> dict[str, dict[str, str]]:
+        names = [f"{name}.service" for name in self._units]
+        return reasons.shows(_out("systemctl", "show", *names, "-p", ",".join(reasons.PROPERTIES))) if names else {}
 
     def _start(self, name: str) -> None:
         if not self._started:
@@ -118,11 +130,19 @@ class Agent:
 
 
 def _journal(invocation: str) -> str:
-    return _out("journalctl", f"_SYSTEMD_INVOCATION_ID={invocation}", "-o", "cat", "--no-pager", "-n", "2000")
+    match = f"_SYSTEMD_INVOCATION_ID={invocation}"
+    return _out("journalctl", "-b", match, "-o", "cat", "--no-pager", "-n", "2000", timeout=READING)
 
 
-def _out(*argv: str) -> str:
-    """Return what a command printed; it reports by its output, and a failure shows in the next look."""
+def _out(*argv: str, timeout: float | None = None) -> str:
+    """Return what a command printed, nothing where it did not end in time: what it was to do shows in the next look."""
     own = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}  # ours alone speaks to systemd
-    done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=120, check=False, env=own)
+    timeout = PATIENCE if timeout is None else timeout
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, env=own
+        )
+    except subprocess.TimeoutExpired:
+        sys.stdout.write(f"{argv[0]} {argv[1]} did not end within {timeout:g} s\n")
+        return ""
     return done.stdout

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 
-_BEGAN = time.time() - time.monotonic()
+BEGAN = time.time() - time.monotonic()
+"""What this process adds to the steady clock, which all processes of one boot share."""
 
 
 def now() -> float:
     """Return the time in seconds since the epoch, as this process counts it."""
-    return _BEGAN + time.monotonic()
+    return BEGAN + time.monotonic()

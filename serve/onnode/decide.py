@@ -98,9 +98,12 @@ class State:
     """Whether the row of failures ends here: it is not started again."""
 
 
-def first(now: float, serial: int) -> State:
-    """Return the state of a supervisor that has just begun: it knows nothing of the nodes."""
-    return State(Phase.WAITING, now, "no node has reported yet", serial=serial)
+def first(now: float, serial: int, served: float | None = None) -> State:
+    """Return the state of a supervisor that has just begun: it knows nothing of the nodes.
+
+    ``served`` is when this service served last, before the machine was started anew.
+    """
+    return State(Phase.WAITING, now, "no node has reported yet", serial=serial, served=served)
 
 
 def order_for(state: State, wanted: Wanted, node: str) -> Order:
@@ -129,13 +132,13 @@ def step(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> 
 def _waiting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> State:
     absent = _absent(wanted, seen, now)
     if absent:
-        return _because(state, f"{', '.join(absent)} has not reported")
+        return _because(state, _unheard(wanted, seen, absent))
     return _turn(state, Phase.STOPPING, now, "what may be left is ended first", serial=state.serial + 1)
 
 
 def _stopping(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> State:
     absent = _absent(wanted, seen, now)
-    if not all(_ended(state, seen[node]) for node in wanted.nodes if node not in absent):
+    if not all(_ended(state, seen[node]) for node in wanted.members if node not in absent):
         return state
     if state.over:
         return _turn(state, Phase.GIVEN_UP, now, state.reason)
@@ -145,8 +148,8 @@ def _stopping(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float
 def _resting(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> State:
     absent = _absent(wanted, seen, now)
     if absent:
-        return _turn(state, Phase.WAITING, now, f"{', '.join(absent)} has not reported")
-    if not all(_ended(state, seen[node]) for node in wanted.nodes):
+        return _turn(state, Phase.WAITING, now, _unheard(wanted, seen, absent))
+    if not all(_ended(state, seen[node]) for node in wanted.members):
         # it was away while the others ended, and is back before it has noticed
         return _turn(state, Phase.STOPPING, now, state.reason)
     if now < state.not_before:
@@ -187,8 +190,10 @@ def _serving(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float)
 def _trouble(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float, bad: tuple[str, ...]) -> Iterator[str]:
     """Name every node that is lost, and every unit that has ended; what vLLM says of it last: it is often the echo."""
     absent = _absent(wanted, seen, now)
-    yield from (f"{node} is silent for {wanted.limits.lost:g} s" for node in absent)
-    for node in reversed([node for node in wanted.nodes if node not in absent]):
+    other = [node for node in absent if _of_another_mind(wanted, seen, node)]
+    yield from (f"{node} has another configuration" for node in other)
+    yield from (f"{node} is silent for {wanted.limits.lost:g} s" for node in absent if node not in other)
+    for node in reversed([node for node in wanted.members if node not in absent]):
         report = seen[node]
         if report.serial != state.serial:
             if state.phase is Phase.SERVING:
@@ -240,13 +245,25 @@ def _absent(wanted: Wanted, seen: Mapping[str, Seen], now: float) -> list[str]:
     """Name the nodes that are silent, or still want something else."""
     return [
         node
-        for node in wanted.nodes
+        for node in wanted.members
         if node not in seen or now - seen[node].at > wanted.limits.lost or seen[node].generation != wanted.generation
     ]
 
 
+def _unheard(wanted: Wanted, seen: Mapping[str, Seen], absent: Iterable[str]) -> str:
+    """Say of each node that is absent what it is: silent, or of another mind."""
+    other = [node for node in absent if _of_another_mind(wanted, seen, node)]
+    silent = [node for node in absent if node not in other]
+    said = [f"{', '.join(silent)} has not reported"] if silent else []
+    return "; ".join([*said, *(f"{node} has another configuration: invoke serve gives all the same" for node in other)])
+
+
+def _of_another_mind(wanted: Wanted, seen: Mapping[str, Seen], node: str) -> bool:
+    return node in seen and seen[node].generation != wanted.generation
+
+
 def _short(wanted: Wanted, seen: Mapping[str, Seen]) -> Iterator[str]:
-    for node in wanted.nodes:
+    for node in wanted.members:
         needed = wanted.memory.get(node, 0)
         if seen[node].memory < needed:
             yield f"{node} has {seen[node].memory / 2**30:.1f} of {needed / 2**30:.1f} GiB"

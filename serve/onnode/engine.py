@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from serve.onnode import record
+from serve.onnode.guard import draining
 from serve.onnode.notify import notify
 
 TURN, QUICK = 1.0, 0.2
@@ -182,7 +183,7 @@ class Watch:
         if self._question is not None and self._question.done():
             self._take(now, self._question)
             self._question = None
-        idle = not self._pulse.last.busy and now - (self._pulse.token or 0) > IDLE
+        idle = not self._pulse.last.busy and now - (self._pulse.token or 0) > min(IDLE, self._stall / 3)
         if self._question is None and not self._error and (idle or not self.ready):
             self._question = self._pool.submit(self._api.token, 600 if not self.ready else self._stall)
 
@@ -225,7 +226,7 @@ class Watch:
             "tokens_per_second": self._pulse.rate if self._pulse.token else 0.0,
             "kv_cache": seen.kv_cache,
             "last_token": self._pulse.token + ago if self._pulse.token else None,
-            "draining": DRAIN.exists(),
+            "draining": draining(DRAIN),
             "error": self._error,
         }
         try:

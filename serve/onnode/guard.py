@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 HEALTH, METRICS, LIVE = "/health", "/metrics", "/sparkstack/live"
 RETRY_AFTER = 30
 """Seconds after which a client that is turned away while the service drains may come again."""
+FADES = 30
+"""Seconds after which a sign to drain that nobody renews says nothing any more."""
 READ_ON = 16 * 1024**2
 READ_ON_SECONDS = 5
 """How much of a question is taken before it is refused, and for how long."""
@@ -107,6 +110,14 @@ def may(who: str | None, method: str, path: str) -> bool:
     return who in (API, PROBE) or (who == MONITOR and (method, path) == ("GET", METRICS))
 
 
+def draining(sign: Path) -> bool:
+    """Whether the sign to drain is there and was given lately: who gave it may have gone, and the service goes on."""
+    try:
+        return time.time() - sign.stat().st_mtime < FADES
+    except OSError:
+        return False
+
+
 class Guard:
     """An ASGI application around another one (https://asgi.readthedocs.io/en/latest/specs/www.html)."""
 
@@ -166,7 +177,7 @@ class Guard:
         return bearer_name(bearer(scope["headers"]), [*self._credentials().items(), *self._probe().items()])
 
     def _draining(self) -> bool:
-        return self._drain.exists()
+        return draining(self._drain)
 
 
 def _is_health(scope: Scope) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"))
@@ -25,20 +25,27 @@ class Ranks:
         name, run, group = (show.get(key, "") for key in ("Id", "InvocationID", "ControlGroup"))
         if not run or not group:
             return ""
-        living = dict(self._living(group))
+        living = self._living(group)
         before, had = self._had.get(name, ("", {}))
         had = {**had, **living} if before == run else living
         self._had[name] = run, had
         gone = [f"{title} (process {number})" for number, title in had.items() if number not in living]
         return f"its rank {', '.join(gone)} is gone" if gone else ""
 
-    def _living(self, group: str) -> Iterator[tuple[int, str]]:
-        for root in self._groups:
-            # a process that has ended and is not yet waited for is not in the list
-            for number in _read(root / group.lstrip("/") / "cgroup.procs").split():
-                title = TITLE.match(_read(self._processes / number / "cmdline"))
-                if title:
-                    yield int(number), title[0]
+    def _living(self, group: str) -> dict[int, str]:
+        # a process that has ended and is not yet waited for is not in the list
+        listed = [
+            number for root in self._groups for number in _read(root / group.lstrip("/") / "cgroup.procs").split()
+        ]
+        titles = {number: TITLE.match(_read(self._processes / number / "cmdline")) for number in listed}
+        named = {number: title[0] for number, title in titles.items() if title}
+        # what a rank starts (a compiler) has its title until it is another program: fork(2) copies it
+        return {int(number): title for number, title in named.items() if self._parent(number) not in ("", *named)}
+
+    def _parent(self, number: str) -> str:
+        """Return the number of a process's parent; nothing where it has ended meanwhile."""
+        found = re.search(r"^PPid:\s*(\d+)", _read(self._processes / number / "status"), re.MULTILINE)
+        return found[1] if found else ""
 
 
 def _read(path: Path) -> str:

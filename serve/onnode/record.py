@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from serve.onnode import clock
 from serve.onnode.decide import UP, Failure, Phase, Seen, State
 from serve.onnode.wanted import RUN, Wanted
 
 STATE = RUN / "state.json"
 METRICS = RUN / "metrics" / "sparkstack.prom"
+SERVED = Path("/var/lib/sparkstack/served.json")
+"""Which service has served here, over every boot."""
 
 
 def head(state: State, wanted: Wanted, seen: Mapping[str, Seen], now: float) -> dict[str, Any]:
@@ -79,14 +82,15 @@ def state(text: str, generation: str) -> State | None:
         data = json.loads(text)
         if data["generation"] != generation or data["role"] != "head":
             return None
+        jumped = clock.BEGAN - float(data.get("clock", clock.BEGAN))  # what the time of day has jumped meanwhile
         return State(
             phase=Phase(data["phase"]),
-            since=data["since"],
+            since=data["since"] + jumped,
             reason=data["reason"],
             attempt=data["attempt"],
             serial=data["serial"],
             stage=data["stage"],
-            not_before=data["not_before"],
+            not_before=data["not_before"] + jumped,
             served=data["served"],
             row=tuple(Failure(**one) for one in data["row"]),
             failures=tuple(Failure(**one) for one in data["failures"]),
@@ -109,6 +113,20 @@ def order(text: str, generation: str) -> tuple[int, frozenset[str]]:
         return int(data["serial"]), frozenset(str(name) for name in data["started"])
     except (ValueError, KeyError, TypeError):
         return 0, frozenset()
+
+
+def serve(generation: str, at: float) -> None:
+    """Write down that a service serves; ``at`` in seconds since the epoch. Raises OSError."""
+    write(SERVED, json.dumps({"generation": generation, "at": at}) + "\n")
+
+
+def served(generation: str) -> float | None:
+    """Return when this service served last as far as it was written down, None for one that never has."""
+    try:
+        data = json.loads(SERVED.read_text(encoding="utf-8"))
+        return float(data["at"]) if data["generation"] == generation else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def metrics(data: Mapping[str, Any]) -> str:

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from serve.onnode import clock, decide, link, record
-from serve.onnode.agent import Agent
-from serve.onnode.decide import Order, Phase, State
+from serve.onnode.agent import Agent, Unseen
+from serve.onnode.decide import Order, Phase, Seen, State
 from serve.onnode.notify import notify
 from serve.onnode.wanted import CREDENTIALS, SERVICE, Wanted, parse
 
@@ -42,10 +43,11 @@ class Head:
         self._wanted, self._secret = wanted, secret
         now = clock.now()
         found = record.state(text, wanted.generation)
-        self._state = found or decide.first(now, serial=int(now))
+        self._state = found or decide.first(now, int(now), record.served(wanted.generation))
         self._agent = Agent(wanted, *record.order(text, wanted.generation))
         self._patience = now + (wanted.limits.lost if found else 0)
         self.changed = now
+        self._own: dict[str, Seen] = {}
         self._desk = link.Desk()
         self._server: link.Server | None = None
 
@@ -53,9 +55,10 @@ class Head:
         """Look, decide, act; return the state to write down."""
         trouble = self._listen()
         now = clock.now()
-        own = self._agent.report(now)
-        seen = {**self._desk.reports(), self._wanted.node: own}
-        if now >= self._patience or set(seen) >= set(self._wanted.nodes):
+        with suppress(Unseen):  # a look that failed makes the last one older, as a node's silence does
+            self._own = {self._wanted.node: self._agent.report(now)}
+        seen = {**self._desk.reports(), **self._own}
+        if now >= self._patience or set(seen) >= set(self._wanted.members):
             self._move(decide.step(self._state, self._wanted, seen, now))
         orders = {node: decide.order_for(self._state, self._wanted, node) for node in self._wanted.nodes}
         self._desk.publish(orders)
@@ -69,9 +72,18 @@ class Head:
             self.changed = clock.now()
         if (before.phase, before.reason) != (after.phase, after.reason):
             say(f"{after.phase}: {after.reason}")
+        if after.phase is Phase.SERVING is not before.phase:
+            self._remember()
         if after.phase is Phase.GIVEN_UP is not before.phase and self._wanted.hook:
             data = record.head(after, self._wanted, {}, clock.now())
             Thread(target=run_hook, args=(self._wanted, data), daemon=True).start()
+
+    def _remember(self) -> None:
+        """Write down that it has served: after the next boot it is not a new one, which is given up sooner."""
+        try:
+            record.serve(self._wanted.generation, time.time())
+        except OSError as error:
+            say(f"that it serves cannot be written down: {error}")
 
     def _listen(self) -> str:
         """Open the door for the workers; the address may not be there yet while the machine boots."""
@@ -96,32 +108,42 @@ class Worker:
         self._wanted = wanted
         head = (wanted.addresses[wanted.head], wanted.port)
         self._caller = link.Caller(head, wanted.addresses[wanted.node], secret)
-        self._agent = Agent(wanted, *record.order(text, wanted.generation))
+        serial, started = record.order(text, wanted.generation)
+        self._agent = Agent(wanted, serial, started)
+        self._seen = Seen(clock.now(), wanted.generation, serial, {}, 0, started)
         self._heard = self._since = self.changed = clock.now()
         self._order: Order | None = None
         self._alone = ""
 
     def turn(self) -> dict[str, Any]:
         """Report, obey; without a head for too long, end what runs. Return the state to write down."""
-        seen = self._agent.report(clock.now())
-        try:
-            self._obey(self._caller.exchange(link.report_message(self._wanted.node, seen)))
-            self._heard, why = clock.now(), ""
-        except link.Broken as broken:
-            why = f"no word from {self._wanted.head}: {broken}"
-            if clock.now() - self._heard > self._wanted.limits.lost:
-                self._agent.obey(Order(self._wanted.generation, seen.serial))
+        why = self._speak()
         now = clock.now()
+        if not why:
+            self._heard = now
+        elif now - self._heard > self._wanted.limits.lost:
+            self._agent.obey(Order(self._wanted.generation, self._seen.serial))
         if bool(why) != bool(self._alone):
             self._since = now
             say(why or f"obeys {self._wanted.head}")
         self._alone = why
-        return record.worker(self._wanted, seen, why, now, self._since)
+        return record.worker(self._wanted, self._seen, why, now, self._since)
 
-    def _obey(self, order: Order) -> None:
+    def _speak(self) -> str:
+        """Report and obey; say why there is nobody to obey, or nothing."""
+        try:
+            self._seen = self._agent.report(clock.now())
+            order = self._caller.exchange(link.report_message(self._wanted.node, self._seen))
+        except Unseen as unseen:
+            return str(unseen)
+        except link.Broken as broken:
+            return f"no word from {self._wanted.head}: {broken}"
+        if order.generation != self._wanted.generation:
+            return f"{self._wanted.head} has another configuration: invoke serve gives both the same"
         if order != self._order:
             self._order, self.changed = order, clock.now()
         self._agent.obey(order)
+        return ""
 
     def end(self) -> None:
         """End this node's units."""
@@ -140,8 +162,8 @@ class Doors:
             return
         self._looked = time.monotonic()
         if _code("nft", "list", "table", "inet", "sparkstack_serve"):
-            say("our rules of the firewall were gone: loaded again")
-            _code("nft", "-f", str(FIREWALL))
+            failed = _code("nft", "-f", str(FIREWALL))
+            say(f"our rules of the firewall were gone: {f'nft ended with {failed}' if failed else 'loaded again'}")
 
 
 def _code(*argv: str) -> int:
@@ -189,7 +211,8 @@ def keep(data: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     if not changed and data["at"] - before.get("at", 0) < WRITTEN:
         return before
     try:
-        written = {**data, "at": time.time()}  # who reads it goes by the time of day
+        # who reads it goes by the time of day, the next supervisor by its own clock
+        written = {**data, "at": time.time(), "clock": clock.BEGAN}
         record.write(record.STATE, json.dumps(written) + "\n")
         record.write(record.METRICS, record.metrics(data))
     except OSError as error:

@@ -56,6 +56,11 @@ class Wanted:
         """Every node, the head first."""
         return tuple(self.addresses)
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The nodes that have a unit of it; one without is in nobody's way (mp with fewer ranks than nodes)."""
+        return tuple(node for node in self.nodes if self.units_of(node))
+
     def units_of(self, node: str) -> tuple[str, ...]:
         """Return the units of a node in starting order."""
         return tuple(stage[node] for stage in self.stages if node in stage)

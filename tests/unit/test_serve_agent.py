@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serve.onnode import agent, memory, shm
-from serve.onnode.agent import Agent
+from serve.onnode.agent import Agent, Unseen
 from serve.onnode.decide import Order, Unit
 from tests.unit.simulated_nodes import wanted
 
@@ -36,7 +36,7 @@ case $1 in
 esac
 """
 JOURNALCTL = r"""#!/bin/sh
-echo "$1" >> "$(dirname "$0")/read"
+echo "$2" >> "$(dirname "$0")/read"
 echo "ValueError: no such model"
 """
 
@@ -158,6 +158,27 @@ class TestReporting:
         found = [node.report(1.0).units[VLLM] for _ in range(3)]
         assert found == [Unit("failed", "ValueError: no such model")] * 3
         assert machine.said("read") == ["_SYSTEMD_INVOCATION_ID=4d"]
+
+    @pytest.mark.parametrize("answer", ["exit 1", f"echo Id={HEAD}.service; echo ActiveState=active", "sleep 9"])
+    def test_units_of_which_systemd_tells_nothing_have_not_ended(
+        self, machine: Machine, answer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(agent, "PATIENCE", 0.5)
+        show = f"case $1 in show) {answer};; *) echo $* >> {machine.folder}/said;; esac"
+        (machine.folder / "systemctl").write_text(f"#!/bin/sh\n{show}\n")
+        node = Agent(WANTED, 7, {HEAD, VLLM})
+        with pytest.raises(Unseen):
+            node.report(1.0)
+        node.kill()
+        assert f"kill --signal=SIGKILL {VLLM}.service" in machine.said(), "what is to end is ended all the same"
+
+    def test_a_journal_that_takes_long_does_not_hold_up_the_others(
+        self, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(agent, "READING", 0.2)
+        (machine.folder / "journalctl").write_text("#!/bin/sh\nexec sleep 9\n")
+        machine.unit(VLLM, "failed", Result="exit-code", InvocationID="4d")
+        assert Agent(WANTED, 7, {VLLM}).report(1.0).units[VLLM].why == "it left no line in the journal"
 
     def test_the_next_run_has_its_own_reason(self, machine: Machine) -> None:
         node = Agent(WANTED, 7, {VLLM})

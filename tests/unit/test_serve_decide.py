@@ -57,9 +57,10 @@ class TestWaiting:
         found = after(first(NOW, 5), {A: reports(ENDED)[A]})
         assert (found.phase, found.reason) == (Phase.WAITING, "lab-b has not reported")
 
-    def test_a_node_that_still_has_another_service_has_not_reported(self) -> None:
+    def test_a_node_that_still_has_another_service_is_told_from_one_that_is_silent(self) -> None:
         found = after(first(NOW, 5), reports(ENDED, lab_b={"generation": "g0"}))
-        assert (found.phase, found.reason) == (Phase.WAITING, "lab-b has not reported")
+        said = "lab-b has another configuration: invoke serve gives all the same"
+        assert (found.phase, found.reason) == (Phase.WAITING, said)
 
     def test_with_all_there_what_may_be_left_is_ended_first(self) -> None:
         found = after(first(NOW, 5), reports(UP, serial=0))
@@ -210,14 +211,30 @@ class TestServing:
         found = after(state(), reports(UP, lab_b={"serial": 0, "started": frozenset()}))
         assert (found.phase, found.reason) == (Phase.STOPPING, "lab-b was started anew")
 
-    def test_a_node_with_another_service_is_silent(self) -> None:
-        assert after(state(), reports(UP, lab_b={"generation": "g2"})).reason == "lab-b is silent for 12 s"
+    def test_a_node_with_another_service_ends_all_of_it(self) -> None:
+        found = after(state(), reports(UP, lab_b={"generation": "g2"}))
+        assert (found.phase, found.reason) == (Phase.STOPPING, "lab-b has another configuration")
 
     def test_failures_are_forgotten_when_it_has_served_long_enough(self) -> None:
         row = (Failure(1, "x"),)
         assert after(state(row=row, since=NOW - 600), reports(UP)).row == row
         found = after(state(row=row, failures=row, since=NOW - 601), reports(UP))
         assert (found.row, found.failures) == ((), row)
+
+
+class TestNodesWithoutAPart:
+    """With mp there may be fewer ranks than nodes."""
+
+    ALONE = replace(WANTED, stages=({A: VLLM},))
+
+    @pytest.mark.parametrize("spare", [{}, {B: replace(reports(UP)[B], at=NOW - 100, units={}, memory=0)}])
+    def test_they_may_be_silent_and_full(self, spare: dict[str, Seen]) -> None:
+        up, down = reports({A: {VLLM: "active"}}), reports({A: {VLLM: "inactive"}})
+        serves = state(stage=0)
+        assert step(serves, self.ALONE, {**up, **spare}, NOW) == serves
+        assert step(first(NOW, 5), self.ALONE, {**up, **spare}, NOW).phase is Phase.STOPPING
+        assert step(state(Phase.STOPPING), self.ALONE, {**down, **spare}, NOW).phase is Phase.RESTING
+        assert step(state(Phase.RESTING), self.ALONE, {**down, **spare}, NOW).phase is Phase.STARTING
 
 
 class TestFailures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from core.plan import Run
 from core.process import Completed, run
 from core.units import VLLM
 from serve.drain import SIGN, steps, undo
+from serve.onnode.guard import draining
 from tests.unit.samples import lab_facts, local, service, serving, unit
 
 
@@ -29,7 +31,7 @@ def test_the_sign_comes_first_then_the_wait_both_on_the_head() -> None:
     assert isinstance(wait, Run)
     assert (sign.node, wait.node) == ("lab-a", "lab-a")
     assert (sign.argv, sign.privileged) == (("touch", SIGN), True)
-    assert not wait.privileged
+    assert wait.privileged, "it keeps the sign fresh"
     assert wait.timeout is not None
     assert wait.timeout > 60
 
@@ -55,8 +57,15 @@ def test_requests_are_let_in_again_where_the_stop_fails() -> None:
 def waited(live: Path, patience: float) -> Completed:
     _, wait = steps(local(), serving(service()), patience)
     assert isinstance(wait, Run)
-    script, given = wait.argv[4:]
-    return run([sys.executable, *wait.argv[1:4], script.replace("/run/sparkstack-vllm/live.json", str(live)), given])
+    script, given, sign = wait.argv[4:]
+    assert sign == SIGN
+    own = live.with_name("drain")
+    own.touch()
+    os.utime(own, (0, 0))
+    argv = [script.replace("/run/sparkstack-vllm/live.json", str(live)), given, str(own)]
+    done = run([sys.executable, *wait.argv[1:4], *argv])
+    assert draining(own), "it was kept fresh"
+    return done
 
 
 def live(path: Path, *, in_flight: int, draining: bool = True, age: float = 0) -> Path:

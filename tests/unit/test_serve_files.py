@@ -170,6 +170,17 @@ class TestPorts:
             assert "tcp dport { 22, 8000 } accept" in text
             assert f"tcp dport {{ {', '.join(closed_ports(local(), lab_facts()[node]))} }} reject" in text
 
+    def test_one_node_has_no_fabric_and_lets_nobody_in(self) -> None:
+        alone = local().model_copy(update={"nodes": local().nodes[:1]})
+        profile = tiny().model_copy(update={"pipeline_parallel": 1})
+        assert 'iifname { "lo" } accept' in files(service(alone, profile=profile))[FIREWALL]
+
+    def test_they_stay_closed_when_the_supervisor_is_killed(self) -> None:
+        """What it has started goes on."""
+        text = files(service())[UNIT_FOLDER / f"{SUPERVISOR}.service"]
+        (after,) = unit_values(text, "ExecStopPost")
+        assert "$SERVICE_RESULT" in after
+
 
 class TestQuoting:
     @given(st.lists(TEXT, max_size=6))

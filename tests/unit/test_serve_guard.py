@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.onnode import guard as module
-from serve.onnode.guard import App, Guard, Receive, Scope, Send, bearer
+from serve.onnode.guard import FADES, App, Guard, Receive, Scope, Send, bearer, draining
 
 KEY, MONITOR, LINK, PROBE = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 Headers = list[tuple[bytes, bytes]]
@@ -379,6 +381,16 @@ def test_who_is_turned_away_is_told_when_to_come_again(place: Path) -> None:
     answer = asked("/v1/models", authorized(KEY))
     assert answer.headers[b"retry-after"] == b"30"
     assert answer.data["error"]["code"] == "draining"
+
+
+def test_a_sign_to_drain_that_nobody_renews_fades(place: Path) -> None:
+    """Who gave it has gone: its controller lost power, say, and the service goes on."""
+    (place / "drain").touch()
+    assert draining(place / "drain")
+    old = time.time() - FADES
+    os.utime(place / "drain", (old, old))
+    assert not draining(place / "drain")
+    assert asked("/v1/models", authorized(KEY)).status == 200
 
 
 def test_what_runs_when_the_draining_begins_ends_in_peace_and_after_it_all_is_as_before(place: Path) -> None:

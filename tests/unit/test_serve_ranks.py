@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,15 @@ class Machine:
         self.place.mkdir(parents=True)
         self.ranks = Ranks((folder / "cgroup", folder / "cgroup" / "systemd"), folder / "proc")
 
-    def has(self, **titles: str) -> None:
-        """Have these processes (p7="title"), and no others."""
+    def has(self, parents: Mapping[str, str] = {}, /, **titles: str) -> None:
+        """Have these processes (p7="title"), and no others; children of 1 where nothing else is said."""
         numbers = {name.removeprefix("p"): title for name, title in titles.items()}
         (self.place / "cgroup.procs").write_text("".join(f"{number}\n" for number in numbers))
         for number, title in numbers.items():
             (self.folder / "proc" / number).mkdir(parents=True, exist_ok=True)
             (self.folder / "proc" / number / "cmdline").write_bytes(title.replace(" ", "\0").encode())
+            parent = parents.get(f"p{number}", "p1").removeprefix("p")
+            (self.folder / "proc" / number / "status").write_text(f"Name:\tx\nPPid:\t{parent}\nTracerPid:\t0\n")
 
 
 @pytest.fixture(params=[2, 1], ids=["version-2", "version-1"])
@@ -61,6 +64,21 @@ def test_other_processes_come_and_go(machine: Machine) -> None:
     machine.has(p7=RAYLET, p8="ray::IDLE", p9="python -m VLLM::Worker")
     machine.ranks.lost(SHOW)
     machine.has(p7=RAYLET)
+    assert machine.ranks.lost(SHOW) == ""
+
+
+def test_what_a_rank_starts_has_its_title_for_a_moment_and_is_none(machine: Machine) -> None:
+    machine.has({"p9": "p8", "p10": "p9"}, p7=RAYLET, p8=RANK, p9=RANK, p10=RANK)
+    machine.ranks.lost(SHOW)
+    machine.has(p7=RAYLET, p8=RANK)
+    assert machine.ranks.lost(SHOW) == ""
+
+
+def test_what_has_ended_while_it_was_looked_at_is_no_rank(machine: Machine) -> None:
+    machine.has(p7=RAYLET, p8=RANK, p9=RANK)
+    (machine.folder / "proc" / "9" / "status").unlink()
+    machine.ranks.lost(SHOW)
+    machine.has(p7=RAYLET, p8=RANK)
     assert machine.ranks.lost(SHOW) == ""
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.onnode import record
+from serve.onnode import clock, record
 from serve.onnode.decide import Failure, Phase, Seen, State, Unit
 from tests.unit.simulated_nodes import A, B, wanted
 
@@ -62,6 +62,23 @@ class TestGoingOn:
     @given(STATES)
     def test_a_head_that_is_started_anew_knows_all_that_the_one_before_knew(self, state: State) -> None:
         assert record.state(written(state), "g1") == state
+
+    def test_a_time_of_day_that_has_jumped_makes_no_wait_longer_and_no_start_late(self) -> None:
+        was = {**json.loads(written()), "clock": clock.BEGAN + 3600}
+        found = record.state(json.dumps(was), "g1")
+        assert found is not None
+        assert (found.since, found.not_before) == (SERVING.since - 3600, SERVING.not_before - 3600)
+
+    def test_what_has_served_is_known_after_a_boot_and_nothing_else_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(record, "SERVED", tmp_path / "served.json")
+        assert record.served("g1") is None
+        record.serve("g1", NOW)
+        assert (record.served("g1"), record.served("g2")) == (NOW, None)
+        for damaged in ("", "[]", "{}", '{"generation": "g1", "at": "x"}'):
+            (tmp_path / "served.json").write_text(damaged)
+            assert record.served("g1") is None
 
     def test_a_state_of_another_service_or_of_a_worker_is_none(self) -> None:
         assert record.state(written(), "g2") is None

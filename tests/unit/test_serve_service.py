@@ -214,6 +214,26 @@ class TestBack:
         facts = {**serving(proxied), "lab-a": replace(serving(proxied)["lab-a"], units=units)}
         assert ("lab-a", f"enable and start {SUPERVISOR}, {PROXY}") in self.undone(SERVED, facts)
 
+    def test_what_served_starts_again_where_the_stop_or_the_keys_fail(self) -> None:
+        plan = plan_serve(self.CHANGED, serving(SERVED), FRESH)
+        (stop,) = [stage for stage in plan.stages if stage.title == "stop"]
+        assert [(step.node, step.title) for step in stop.undo] == [
+            (node, f"enable and start {SUPERVISOR}") for node in ("lab-a", "lab-b")
+        ]
+        (stop,) = [stage for stage in plan_serve(SERVED, said(phase="given-up"), FRESH).stages if stage.title == "stop"]
+        assert stop.undo == ()
+
+    def test_a_boot_in_between_starts_it(self) -> None:
+        for _, argv in commands(plan_serve(self.CHANGED, serving(SERVED), FRESH), "stop"):
+            assert "disable" not in argv
+
+    def test_what_runs_and_no_boot_would_start_is_enabled_without_a_stop(self) -> None:
+        units = serving(SERVED)["lab-b"].units
+        facts = change("lab-b", units={**units, SUPERVISOR: replace(units[SUPERVISOR], enabled=False)})
+        plan = plan_serve(SERVED, facts, FRESH)
+        assert stages(plan) == ["start at boot"]
+        assert commands(plan, "start at boot") == [("lab-b", f"systemctl enable --quiet {SUPERVISOR}")]
+
 
 class TestProxy:
     PROXIED = service(local().with_tls())
