@@ -116,7 +116,7 @@ def processes(groups: Iterable[Path]) -> set[int]:
     return found - {0}
 
 
-def kill(groups: Iterable[Path], seconds: float = 10) -> None:
+def kill(groups: Iterable[Path], seconds: float = 60) -> None:
     """Kill every process at once, as a power loss would; LabError when some are still there after ``seconds``."""
     groups = tuple(groups)
     deadline = time.monotonic() + seconds

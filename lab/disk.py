@@ -62,7 +62,7 @@ def loops(place: Place) -> str:
     return run(["losetup", "--associated", str(place.disk), "--noheadings", "--output", "NAME"]).out.strip()
 
 
-def wait_free(place: Place, seconds: float = 10) -> None:
+def wait_free(place: Place, seconds: float = 60) -> None:
     """Wait until nothing has the disk any more: the kernel lets go of it shortly after the last process ended."""
     deadline = time.monotonic() + seconds
     while place.disk.exists() and loops(place):

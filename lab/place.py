@@ -106,10 +106,10 @@ class Place:
 
     def running(self) -> Running | None:
         """Return what the last supervisor wrote down; it may be dead."""
-        path = self.folder / "run.json"
-        if not path.is_file():
+        try:
+            found: Running = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return None
-        found: Running = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     def write_running(self, value: Running | None) -> None:

@@ -14,6 +14,8 @@ from deploy.onnode.serving import CODE, TIMEOUT, code_of, is_code
 LARGEST_LIST = 64 << 20
 BEAT = 5.0
 """Seconds between two words to the other node that we are at work."""
+SENT = 5.0
+"""Seconds for a word that is under way when the work ends."""
 
 
 class Caller:
@@ -113,7 +115,7 @@ def at_work(caller: Caller, path: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(BEAT)
+        thread.join(SENT)
 
 
 def _beat(caller: Caller, path: str, ended: threading.Event) -> None:

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from serve.onnode import record
-from serve.onnode.guard import draining
 from serve.onnode.notify import notify
 
 TURN, QUICK = 1.0, 0.2
@@ -40,7 +39,6 @@ WINDOW = 10.0
 """Seconds over which the rate of tokens is taken."""
 PATIENCE = 5.0
 """Seconds for an answer that costs no token."""
-DRAIN = Path("/run/sparkstack/drain")
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,10 @@ class Api:
         """Return what /metrics says."""
         return numbers(self._get("/metrics", PATIENCE).decode(errors="replace"))
 
-    def in_flight(self) -> int:
-        """Return how many requests the guard has let in and not yet seen to their end."""
-        return int(json.loads(self._get("/sparkstack/live", PATIENCE))["in_flight"])
+    def in_flight(self) -> tuple[int, bool]:
+        """Return how many requests the guard has let in and not yet seen to their end, and whether it lets more in."""
+        found = json.loads(self._get("/sparkstack/live", PATIENCE))
+        return int(found["in_flight"]), bool(found["draining"])
 
     def token(self, timeout: float) -> bool:
         """Ask for one token, through every rank."""
@@ -153,7 +152,7 @@ class Watch:
         self._question: Future[bool] | None = None
         self.ready = False
         self._error = "starting"
-        self._in_flight = 0
+        self._in_flight, self._draining = 0, False
         self._warned = False
         self._fed = 0.0
 
@@ -173,7 +172,7 @@ class Watch:
     def _look(self, now: float) -> None:
         try:
             self._pulse.feel(now, self._api.numbers())
-            self._in_flight = self._api.in_flight()
+            self._in_flight, self._draining = self._api.in_flight()
             self._error = ""
         except NO_ANSWER as error:
             self._error = str(error) or type(error).__name__
@@ -226,7 +225,7 @@ class Watch:
             "tokens_per_second": self._pulse.rate if self._pulse.token else 0.0,
             "kv_cache": seen.kv_cache,
             "last_token": self._pulse.token + ago if self._pulse.token else None,
-            "draining": draining(DRAIN),
+            "draining": self._draining,
             "error": self._error,
         }
         try:
@@ -246,8 +245,7 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(os.environ["RUNTIME_DIRECTORY"])
     key = secrets.token_hex(32)
     record.write(folder / "probe.sha256", hashlib.sha256(key.encode()).hexdigest() + "\n")
-    child = subprocess.Popen(options.command[1:])
-    signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
+    child = _begin(options.command[1:])
     watch = Watch(Api(options.url, options.model, key), options.stall, folder / "live.json")
     while child.poll() is None:
         watch.turn()
@@ -256,6 +254,17 @@ def main(argv: Sequence[str]) -> int:
         except subprocess.TimeoutExpired:
             continue
     return child.returncode
+
+
+def _begin(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start vLLM; whoever tells us to end, tells it, from the first moment on."""
+    early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
+    child = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
+    for number in early:
+        child.send_signal(number)
+    return child
 
 
 def end(code: int) -> NoReturn:

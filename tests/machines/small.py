@@ -107,6 +107,10 @@ class Small:
         assert said[1:] == ["200"], said
         return said[0]
 
+    def listens(self, name: str) -> bool:
+        """Say whether what serves has come up on a machine."""
+        return self.lab.ssh(name, f"ss -Hltn sport = :{PORT} | grep -q .").code == 0
+
     def arrived(self, name: str) -> int:
         """Return the bytes below the suite's folder, releases left out."""
         return int(self.lab.output(name, f"du -sb --exclude=releases --exclude=cache {FOLDER} | cut -f1"))

@@ -90,7 +90,8 @@ def test_a_power_loss_leaves_a_release_that_is_whole_in_use_and_the_same_command
     small.lab.as_root(B, "rm -f /usr/local/bin/*")
     assert small.current(B) in ((small.before, small.after) if point in SWITCHED else (small.before,))
     assert small.current(B) in small.complete(B)
-    assert eventually(lambda: small.serving(B) != "0")
+    assert eventually(lambda: small.listens(B))
+    assert small.serving(B) != "0"
     small.assert_finishes()
 
 

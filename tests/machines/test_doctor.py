@@ -47,7 +47,7 @@ def test_machines_that_are_well_can_serve(invoke: CommandLine) -> None:
     done, data = runs[-1]
     assert data["serves"], str(done)
     assert problems(data) == set()
-    assert statistics.median(run.seconds for run, _ in runs) < 3, [run.seconds for run, _ in runs]
+    assert statistics.median(run.seconds for run, _ in runs) < 6, [run.seconds for run, _ in runs]
 
 
 def test_a_doctor_changes_nothing(lab: Lab, invoke: CommandLine) -> None:
@@ -91,7 +91,7 @@ def running(lab: Lab, name: str, command: str) -> Iterator[None]:
 
 def test_a_port_of_ray_that_is_taken_is_found(lab: Lab, invoke: CommandLine) -> None:
     with running(lab, B, "python3 -m http.server 6379"):
-        assert problems(asked(invoke)[1]) == {("ports", B)}
+        assert eventually(lambda: problems(asked(invoke)[1]) == {("ports", B)}, 10)
 
 
 def test_a_ray_that_is_not_ours_is_named_and_left_alone(lab: Lab, invoke: CommandLine) -> None:

@@ -33,9 +33,10 @@ def refused(other: CommandLine, first: Started) -> None:
 def test_a_second_controller_is_told_who_works_and_the_first_is_not_disturbed(
     lab: Lab, invoke: CommandLine, other: CommandLine
 ) -> None:
+    push = half_pushed(lab, A)
     with invoke.begin("deploy") as first:
-        with half_pushed(lab, A) as push:
-            push.wait(first)
+        with push as frozen:
+            frozen.wait(first)
             refused(other, first)
         done = first.ended(300)
     assert done.code == 0, str(done)

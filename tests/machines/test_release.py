@@ -256,9 +256,10 @@ def assert_finishes(lab: Lab, name: str, invoke: CommandLine) -> str:
 
 @pytest.mark.usefixtures("deployed")
 def test_a_second_command_is_told_who_works_and_the_first_one_is_not_disturbed(lab: Lab, invoke: CommandLine) -> None:
+    push = half_pushed(lab, A)
     with invoke.begin("deploy") as first:
-        with half_pushed(lab, A) as push:
-            push.wait(first)
+        with push as frozen:
+            frozen.wait(first)
             for words in (("deploy",), ("serve",), ("stop",)):
                 assert_refused(invoke(*words), 26, "invoke deploy", f"process {first.process.pid}", lab.cluster.name)
         done = first.ended(300)

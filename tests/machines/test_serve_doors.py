@@ -161,7 +161,7 @@ def test_a_new_key_counts_at_once_the_old_one_no_more_and_nothing_restarts(
 
 KEPT = "/run/sparkstack-test-secrets"
 _SEARCH = """
-import pathlib, subprocess, sys
+import os, pathlib, subprocess, sys
 secrets = {}
 for folder in ("/etc/sparkstack/credentials", sys.argv[1]):
     for path in pathlib.Path(folder).glob("*"):
@@ -182,8 +182,8 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
 export = subprocess.run(["journalctl", "--output=export", "--no-pager"], stdout=subprocess.PIPE, check=True).stdout
 look("the journal", export)
 folders = "/etc/systemd", "/run/systemd/system", "/run/sparkstack", "/run/sparkstack-vllm", "/tmp/ray", "/var/log"
-for folder in folders:
-    for path in pathlib.Path(folder).rglob("*"):
+for folder, _, names in (found for folder in folders for found in os.walk(folder)):  # one that vanishes is passed over
+    for path in (pathlib.Path(folder, name) for name in names):
         try:
             if path.is_file() and not path.is_relative_to("/var/log/journal"):
                 look(str(path), path.read_bytes())

@@ -39,6 +39,7 @@ class Server:
     tokens: int = 1
     in_flight: int = 0
     """Requests that the guard has let in."""
+    draining: bool = False
     half: bool = False
     """Whether it breaks off in the middle of every answer."""
     frozen: threading.Event = field(default_factory=threading.Event)
@@ -59,7 +60,7 @@ class Server:
         if path == "/metrics":
             return 200, METRICS.format(**self.numbers)
         if path == "/sparkstack/live":
-            return 200, json.dumps({"in_flight": self.in_flight, "draining": False})
+            return 200, json.dumps({"in_flight": self.in_flight, "draining": self.draining})
         self.asked.append(json.loads(body))
         if self.code != 200:
             return self.code, '{"error": "engine dead"}'

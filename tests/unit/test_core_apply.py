@@ -145,7 +145,7 @@ def test_the_first_error_stops_its_node_and_other_nodes_before_their_next_step(t
     def when_failed() -> None:
         while not marks["failed"].exists():
             time.sleep(0.01)
-        time.sleep(0.3)
+        time.sleep(1.5)
         done.append("b finished its step")
 
     steps: list[Step] = [
@@ -162,7 +162,7 @@ def test_the_first_error_stops_its_node_and_other_nodes_before_their_next_step(t
 
 def test_errors_of_several_nodes_are_all_named(tmp_path: Path) -> None:
     seen = context(tmp_path, "a", "b", "c")
-    slow = [run(node, "sh", "-c", f"sleep 0.3; echo gone on {node}; exit 7") for node in "abc"]
+    slow = [run(node, "sh", "-c", f"sleep 1.5; echo gone on {node}; exit 7") for node in "abc"]
     with pytest.raises(CommandFailed) as caught:
         apply(plan(slow), seen)
     assert caught.value.node == "a"

@@ -113,13 +113,13 @@ def test_a_holder_that_falls_silent_loses_the_lock_and_the_command_is_told(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nodelock, "pulse", lambda _: 0.05)
-    monkeypatch.setattr(nodelock, "hold_argv", lambda said, name, _: hold_argv(said, name, 0.5))
+    monkeypatch.setattr(nodelock, "hold_argv", lambda said, name, _: hold_argv(said, name, 2))
     with take(name) as guard:
-        time.sleep(1)
+        time.sleep(3)
         guard()
-    monkeypatch.setattr(nodelock, "pulse", lambda _: 0.8)
+    monkeypatch.setattr(nodelock, "pulse", lambda _: 4)
     with take(name) as guard:
-        time.sleep(2)
+        time.sleep(5)
         with pytest.raises(LockHeld, match="the lock on this node was lost"):
             guard()
         assert free(name)
@@ -170,7 +170,7 @@ def test_a_lock_that_an_ended_command_of_this_host_left_behind_is_waited_for(nam
     ended.wait()
     said: list[str] = []
     with (
-        left_behind(name, ended.pid, nodelock._space(), 1),
+        left_behind(name, ended.pid, nodelock._space(), 3),
         held(one_node(), Here("lab-a"), "invoke deploy", name, said.append) as guard,
     ):
         guard()

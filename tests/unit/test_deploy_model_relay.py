@@ -223,14 +223,14 @@ class TestPull:
     def test_an_offer_stays_while_who_takes_it_hashes_what_is_there(
         self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(serving, "IDLE", 0.3)
+        monkeypatch.setattr(serving, "IDLE", 1)
         monkeypatch.setattr(calling, "BEAT", 0.02, raising=False)
         shutil.copytree(source, target)
         (target / "config.json").write_bytes(b"x" * len(FILES["config.json"]))
         real = common.digests
 
         def slow(*told: Any) -> dict[str, str]:
-            time.sleep(0.5)
+            time.sleep(1.5)
             return real(*told)
 
         told = {"address": "127.0.0.1", "port": free_port(), "secret": SECRET, "folder": str(source)}

@@ -110,8 +110,6 @@ class Watched:
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setattr(engine, "IDLE", 0.15)
-    monkeypatch.setattr(engine, "PATIENCE", 0.2)
-    monkeypatch.setattr(engine, "DRAIN", tmp_path / "drain")
     with playing() as server:
         made = Watched(server, tmp_path)
         yield made
@@ -200,8 +198,10 @@ class TestAlive:
 
     def test_an_idle_server_is_fed_and_asked_now_and_then(self, ready: Watched) -> None:
         before = len(ready.server.asked)
-        assert ready.turns(40).count(FED) > 30
-        assert 0 < len(ready.server.asked) - before < 20
+        fed = ready.turns(40).count(FED)
+        asked = len(ready.server.asked) - before
+        assert asked > 0
+        assert fed >= 39 - 3 * asked, "it rests but while a question of its own is out"
 
     def test_an_idle_server_that_answers_no_question_is_not_fed(self, ready: Watched) -> None:
         ready.server.frozen.set()
@@ -213,7 +213,10 @@ class TestAlive:
         ready.turns(20)
         assert ready.turns(30) == []
 
-    def test_a_server_whose_api_hangs_is_not_fed_and_it_is_said(self, ready: Watched) -> None:
+    def test_a_server_whose_api_hangs_is_not_fed_and_it_is_said(
+        self, ready: Watched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(engine, "PATIENCE", 0.2)
         ready.server.mute.set()
         assert ready.turns(2) == []
         assert "timed out" in ready.written()["error"]
@@ -251,7 +254,7 @@ def test_what_it_sees_is_written_for_others(watched: Watched) -> None:
         "prompt_tokens": 50,
     }
     assert (found["generated_tokens"], found["draining"], found["error"]) == (1, False, "")
-    engine.DRAIN.touch()
+    watched.server.draining = True
     watched.turns()
     assert watched.written()["draining"] is True
 

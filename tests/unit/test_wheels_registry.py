@@ -304,7 +304,7 @@ class TestATransfer:
 
     def test_two_commands_wait_for_each_other(self, reader: Reader, server: Server) -> None:
         reader.image()
-        server.fail("blobs", lambda r: time.sleep(0.4) or r)  # type: ignore[func-returns-value]
+        server.fail("blobs", lambda r: time.sleep(1.5) or r)  # type: ignore[func-returns-value]
         threads = [threading.Thread(target=reader.layer) for _ in range(2)]
         for thread in threads:
             thread.start()
