@@ -211,10 +211,12 @@ class TestConversation:
 def test_what_broke_is_said(said: bytes, why: str) -> None:
     here, there = socket.socketpair()
     with here, there:
-        threading.Thread(target=lambda: (there.sendall(said), there.shutdown(socket.SHUT_WR)), daemon=True).start()
+        other = threading.Thread(target=lambda: (there.sendall(said), there.shutdown(socket.SHUT_WR)), daemon=True)
+        other.start()
         stream: Any = here.makefile("rwb")
         with pytest.raises(Broken, match=why):
             Line(stream, SECRET, head=True)
+        other.join(5)
         stream.close()
 
 
