@@ -296,10 +296,14 @@ def _poll(step: Poll, host: Host, on_line: Callable[[str], None], interrupted: E
     deadline = monotonic() + step.timeout
     while True:
         done: Completed = host.run(step.argv, privileged=step.privileged, check=False, timeout=step.timeout)
-        if step.accept(done):
-            return
-        if monotonic() > deadline:
-            raise step.failure(done)
+        try:
+            if step.accept(done):
+                return
+            if monotonic() > deadline:
+                raise step.failure(done)
+        except SparkstackError as error:
+            error.node = error.node or step.node
+            raise
         on_line(done.tail(1))
         if interrupted.wait(step.interval):
             raise Interrupted(f"interrupted: {step.title}", node=step.node, next_move="run the same command again")

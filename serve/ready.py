@@ -71,7 +71,7 @@ def too_slow(done: Completed) -> NotServing:
     phase, reason = state.get("phase", "no supervisor answers"), shown(str(state.get("reason", "")))
     return NotServing(
         f"no token came in time ({phase}: {reason})" if reason else f"no token came in time ({phase})",
-        next_move="invoke logs shows what it waits for; the supervisors go on, invoke status shows how far they are",
+        next_move="invoke logs shows what it waits for; invoke status, what the supervisors do now",
     )
 
 

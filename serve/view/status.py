@@ -164,6 +164,7 @@ def trouble(cluster: Cluster, status: Status, silent: Mapping[str, SparkstackErr
     }
     return NotServing(
         f"the service is not serving: {service.phase}{f', {service.reason}' if service.reason else ''}",
+        node=cluster.head.name,
         next_move=moves.get(service.phase, "invoke status --watch shows how it goes on"),
     )
 
