@@ -50,12 +50,55 @@ def test_supervisors_that_are_killed_cost_nothing(lab: Lab, serving_with: Callab
     with Traffic(service.door, clients=2) as traffic:
         for name in NODES:
             old = main_process(lab, name, SUPERVISOR)
-            lab.as_root(name, f"kill -KILL {old}")
+            # it is started again after a second: until then the doors stay closed
+            lab.as_root(name, f"kill -KILL {old}; sleep 0.3; nft list table inet sparkstack_serve")
             assert eventually(partial(another_runs, lab, name, old), 15)
             time.sleep(SILENCE)
             assert (service.since(), service.engine()) == (since, engine), f"after the one on {name} was killed"
     assert not_answered(traffic) == []
     assert state(lab, B)["phase"] == "obeying"
+
+
+def test_a_systemd_that_starts_itself_anew_costs_nothing(lab: Lab, serving_with: Callable[[str], Service]) -> None:
+    """As an update of systemd has it do: meanwhile nobody can say how the units are."""
+    service = serving_with(ANY)
+    since, engine = service.since(), service.engine()
+    with Traffic(service.door, clients=2) as traffic:
+        for name in NODES:
+            lab.as_root(name, "for time in 1 2 3; do systemctl daemon-reexec; done")
+        time.sleep(SILENCE)
+    assert not_answered(traffic) == []
+    assert (service.since(), service.engine()) == (since, engine)
+
+
+def test_what_runs_and_no_boot_would_start_is_enabled_and_nothing_stops(
+    lab: Lab, serving_with: Callable[[str], Service]
+) -> None:
+    """A stop was cut off between its two steps."""
+    service = serving_with(ANY)
+    since, engine = service.since(), service.engine()
+    lab.as_root(B, f"systemctl disable --quiet {SUPERVISOR}")
+    done = service.invoke.works("serve", service.flag)
+    assert f"{B}: enable {SUPERVISOR}" in done.err
+    assert lab.output(B, f"systemctl is-enabled {SUPERVISOR}") == "enabled"
+    assert (service.since(), service.engine()) == (since, engine)
+
+
+@pytest.mark.long
+def test_a_stop_whose_controller_is_gone_turns_nobody_away_for_long(
+    lab: Lab, serving_with: Callable[[str], Service]
+) -> None:
+    service = serving_with(ANY)
+    since = service.since()
+    with Traffic(service.door, clients=2, tokens=400), Traffic(service.door, clients=1) as short:
+        with service.invoke.begin("stop", "--drain=600") as started:
+            started.reaches(lambda: any(one.why.startswith("503") for one in short.asked), "nobody was turned away")
+            started.process.kill()
+            gone = time.time()
+            started.ended()
+        assert eventually(lambda: short.answer_since(gone) is not None, 60)
+    assert service.since() == since
+    assert state(lab)["phase"] == "serving"
 
 
 WRONG_PROFILES = (
