@@ -82,7 +82,8 @@ def state(text: str, generation: str) -> State | None:
         data = json.loads(text)
         if data["generation"] != generation or data["role"] != "head":
             return None
-        jumped = clock.BEGAN - float(data.get("clock", clock.BEGAN))  # what the time of day has jumped meanwhile
+        # by how much the time of day has jumped meanwhile; less than a second is the clocks' own drift
+        jumped = round(clock.BEGAN - float(data.get("clock", clock.BEGAN)))
         return State(
             phase=Phase(data["phase"]),
             since=data["since"] + jumped,

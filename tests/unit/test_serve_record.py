@@ -64,10 +64,11 @@ class TestGoingOn:
         assert record.state(written(state), "g1") == state
 
     def test_a_time_of_day_that_has_jumped_makes_no_wait_longer_and_no_start_late(self) -> None:
-        was = {**json.loads(written()), "clock": clock.BEGAN + 3600}
-        found = record.state(json.dumps(was), "g1")
-        assert found is not None
-        assert (found.since, found.not_before) == (SERVING.since - 3600, SERVING.not_before - 3600)
+        for jump, after in ((3600.2, 3600), (0.2, 0)):
+            was = {**json.loads(written()), "clock": clock.BEGAN + jump}
+            found = record.state(json.dumps(was), "g1")
+            assert found is not None
+            assert (found.since, found.not_before) == (SERVING.since - after, SERVING.not_before - after)
 
     def test_what_has_served_is_known_after_a_boot_and_nothing_else_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
