@@ -16,7 +16,7 @@ from core.units import ENGINE, PROXY, SUPERVISOR, runs, stop_argv
 from serve import drain, flags, ready
 from serve.api.keys import Secrets, credential_steps
 from serve.api.tls import UNIT, require_proxy
-from serve.cluster import Service
+from serve.cluster import UNIT_FOLDER, Service
 from serve.deviations import deviations
 from serve.files import CODE, PACKAGES, WANTED, files_of, lacking, present, stale
 from serve.musts import doubts, require_musts
@@ -180,14 +180,13 @@ def _configure(node: Node, files: Mapping[PurePosixPath, str], seen: NodeFacts) 
 
 
 def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> Iterator[Step]:
-    """Bring back what served before: on each node its files, then its supervisor."""
+    """Bring back the files of what served before; it starts again with the undo of the stop (`_on_again`)."""
     cluster = service.cluster
     if not changed or not _served(cluster, facts):
         return
     for node in cluster.nodes:
         seen, new = facts[node.name], files[node.name]
         proxies = [PROXY] if UNIT in new else []
-        before = [SUPERVISOR, PROXY] if str(UNIT) in seen.files else [SUPERVISOR]
         differ = [path for path in lacking(new, seen) if str(path) in seen.files]
         gone = [PurePosixPath(path) for path in stale(new, seen)]
         yield _root(
@@ -202,13 +201,13 @@ def _back(service: Service, facts: Facts, files: Files, changed: list[Node]) -> 
         if added:
             yield _root(node, "remove what was new", "what served before comes back", ("rm", "-f", *added))
         yield _root(node, "reload systemd", "units changed", ("systemctl", "daemon-reload"))
-        yield from _start(cluster, node, before)
 
 
 def _on_again(cluster: Cluster, facts: Facts) -> Iterator[Step]:
-    """Start what served, with the files of which nothing was changed yet, or that were brought back."""
+    """Start what served, with files of which nothing was changed yet, or that were brought back."""
     for node in cluster.nodes if _served(cluster, facts) else ():
-        units = [name for name in (SUPERVISOR, PROXY) if runs(facts[node.name], name)]
+        files = facts[node.name].files
+        units = [name for name in (SUPERVISOR, PROXY) if str(UNIT_FOLDER / f"{name}.service") in files]
         if units:
             yield from _start(cluster, node, units)
 

@@ -139,7 +139,7 @@ class Small:
             f"mv -T .back current && sed -i /{self.after}/d history.jsonl && sync .",
         )
         self.lab.as_root(name, "systemctl restart small")
-        assert eventually(lambda: self.lab.ssh(name, f"ss -Hltn sport = :{PORT} | grep -q .").code == 0)
+        assert eventually(lambda: self.listens(name))
         self.note_files(name)
 
     @contextmanager

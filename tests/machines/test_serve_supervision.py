@@ -196,6 +196,7 @@ def test_stop_lets_what_runs_end_turns_new_ones_away_and_leaves_nothing(
     assert [processes(lab, name) for name in NODES] == [[], []]
     assert [active(lab, name) for name in NODES] == [set(), set()]
     assert [lab.output(name, "systemctl --failed --plain --no-legend") for name in NODES] == ["", ""]
+    assert [name for name in NODES if "sparkstack_serve" in lab.as_root(name, "nft list tables")] == []
     nothing_left_behind(lab, before)
     again = invoke.works("stop")
     assert again.out.splitlines() == ["nothing to do", "no process of ours is left on test-a, test-b"]

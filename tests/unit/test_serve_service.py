@@ -55,8 +55,10 @@ def written(plan: Plan) -> list[tuple[str, str]]:
 
 
 def back(plan: Plan) -> Sequence[Step]:
-    """Return what is done when the configuration, or what follows it, fails."""
-    return [step for stage in plan.stages if stage.title == "configure" for step in stage.undo]
+    """Return what is done when the configuration, or what follows it, fails: stages are undone, the last first."""
+    return [
+        step for title in ("configure", "stop") for stage in plan.stages if stage.title == title for step in stage.undo
+    ]
 
 
 def change(node: str, **changes: Any) -> dict[str, NodeFacts]:
